@@ -1,0 +1,132 @@
+"""What can be wrong with a row before step 0.
+
+Each check takes the rows as token ids and labels, exactly as training gets them, and returns the ids of the rows that
+fail. They look at the ids and labels, not at how they were made, so a fault in rendering shows here too.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jsonschema
+
+from tunesmith.prompt import IGNORE, Rendered, Renderer
+from tunesmith.rows import Row
+
+Status = Literal["PASS", "WARN", "FAIL"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row as training gets it."""
+
+    row: Row
+    rendered: Rendered
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check over all rows."""
+
+    name: str
+    status: Status
+    says: str
+    rows: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As check.json holds it."""
+        return {"name": self.name, "status": self.status, "says": self.says, "rows": self.rows}
+
+
+Check = Callable[[Sequence[Checked]], list[str]]
+
+
+def no_loss(rows: Sequence[Checked]) -> list[str]:
+    """Rows that teach nothing: no token carries loss."""
+    return [c.row.id for c in rows if all(label == IGNORE for label in c.labels)]
+
+
+def loss_on_prompt(rows: Sequence[Checked]) -> list[str]:
+    """Rows whose prompt carries loss."""
+    return [c.row.id for c in rows if any(label != IGNORE for label in c.labels[: len(c.rendered.prompt_ids)])]
+
+
+def loss_elsewhere(renderer: Renderer) -> Check:
+    """Rows whose loss tokens do not read as the completion."""
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        failed = []
+        for c in rows:
+            loss_ids = [label for label in c.labels if label != IGNORE and label not in renderer.end_ids]
+            if loss_ids and str(renderer.tokenizer.decode(loss_ids)).strip() != c.row.reference.strip():
+                failed.append(c.row.id)
+        return failed
+
+    return check
+
+
+def no_end_token(renderer: Renderer) -> Check:
+    """Rows whose last loss token does not end the turn: the model would never learn to stop."""
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        return [c.row.id for c in rows if not c.labels or c.labels[-1] not in renderer.end_ids]
+
+    return check
+
+
+def double_bos(renderer: Renderer) -> Check:
+    """Rows that begin with two beginning-of-sequence tokens."""
+    bos = renderer.tokenizer.bos_token_id
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        return [c.row.id for c in rows if bos is not None and c.input_ids[:2] == [bos, bos]]
+
+    return check
+
+
+def too_long(max_tokens: int) -> Check:
+    """Rows longer than `data.max_tokens`; nothing is cut, so they fail."""
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        return [c.row.id for c in rows if len(c.input_ids) > max_tokens]
+
+    return check
+
+
+def control_tokens(renderer: Renderer) -> Check:
+    """Rows whose own text spells a control token, such as an end of turn."""
+    words = renderer.control_tokens()
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        texts = ((c.row.id, m.content or "") for c in rows for m in (*c.row.messages, c.row.completion))
+        return sorted({row_id for row_id, text in texts if any(word in text for word in words)})
+
+    return check
+
+
+def off_schema(schema: dict[str, Any]) -> Check:
+    """Rows whose completion is not valid JSON under the task's schema."""
+    validator = jsonschema.Draft202012Validator(schema)
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        failed = []
+        for c in rows:
+            try:
+                valid = validator.is_valid(json.loads(c.row.reference))
+            except json.JSONDecodeError:
+                valid = False
+            if not valid:
+                failed.append(c.row.id)
+        return failed
+
+    return check
+
+
+def straddling_groups(rows: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
+    """Held-out rows whose group, or whose prompt to the letter, stands in train too."""
+    groups = {row.group for row in rows}
+    prompts = {row.source for row in rows}
+    return [row.id for row in held_out if row.group in groups or row.source in prompts]

@@ -1,0 +1,129 @@
+"""Render all training rows, run all checks, write check.json, and stop a run that would train in vain."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.bases import Base
+from tunesmith.check import checks
+from tunesmith.check.checks import Checked, Finding
+from tunesmith.errors import UserError
+from tunesmith.files import write_json
+from tunesmith.prompt import IGNORE, Renderer
+from tunesmith.recipe import LoadedRecipe
+from tunesmith.rows import Dataset, Row
+
+SHOWN_IDS = 5
+
+
+def examine(rows: Sequence[Row], held_out: Sequence[Row], renderer: Renderer, schema: Any, max_tokens: int) -> list[Finding]:
+    """Run every check over the training rows; a row that cannot be rendered fails the check named `template`."""
+    rendered: list[Checked] = []
+    unrendered: list[str] = []
+    reasons: list[str] = []
+    for row in rows:
+        try:
+            ids = renderer.render(row)
+        except UserError as error:
+            unrendered.append(row.id)
+            reasons.append(error.text)
+        else:
+            rendered.append(Checked(row, ids, ids.input_ids, ids.labels))
+    table: list[tuple[str, str, list[str]]] = [
+        ("template", reasons[0] if reasons else "the template writes the prompt as serving will", unrendered),
+        ("loss tokens", "each row has tokens that carry loss", checks.no_loss(rendered)),
+        ("prompt masked", "no prompt token carries loss", checks.loss_on_prompt(rendered)),
+        ("loss is completion", "the loss tokens read as the completion", checks.loss_elsewhere(renderer)(rendered)),
+        ("end token", "the end-of-turn token carries loss", checks.no_end_token(renderer)(rendered)),
+        ("single BOS", "no row begins with two BOS tokens", checks.double_bos(renderer)(rendered)),
+        ("length", f"each row fits into data.max_tokens = {max_tokens}", checks.too_long(max_tokens)(rendered)),
+        ("control tokens", "no text spells a control token", checks.control_tokens(renderer)(rendered)),
+        ("schema", "each completion is valid under the schema", checks.off_schema(schema)(rendered)),
+        ("splits", "no held-out group or prompt stands in train", checks.straddling_groups(rows, held_out)),
+    ]
+    return [Finding(name, "FAIL" if failed else "PASS", says, failed) for name, says, failed in table]
+
+
+def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
+    """Check all training rows and write check.json.
+
+    Raises:
+        UserError: a check failed; names each failed check and its rows. check.json is written all the same.
+    """
+    train = dataset.rows("train")
+    held_out = [row for split in ("dev", "gate", "confirm") for row in dataset.rows(split)]  # type: ignore[arg-type]
+    renderer = Renderer(base.tokenizer(), base.end_ids())
+    findings = examine(train, held_out, renderer, read_schema(loaded.schema_path), loaded.recipe.data.max_tokens)
+    lengths = [len(r.input_ids) for r in map(renderer.render, train)] if findings[0].status == "PASS" else []
+    write_json(
+        out,
+        {
+            "rows": len(train),
+            "tokens": {"longest": max(lengths, default=0), "mean": round(mean(lengths), 1) if lengths else 0},
+            "prompt_digest": renderer.digest(dataset.manifest()["systems"]),
+            "checks": [finding.as_dict() for finding in findings],
+        },
+    )
+    failed = [finding for finding in findings if finding.status == "FAIL"]
+    if failed:
+        raise UserError(
+            [f"{dataset.directory}: check `{f.name}` failed for {len(f.rows)} rows: {_some(f.rows)}" for f in failed],
+            hint=f"what each check wants: {'; '.join(f.says for f in failed)}. All row ids are in {out.name}",
+        )
+
+
+def read_schema(path: Path) -> Any:
+    """Read the task's JSON Schema.
+
+    Raises:
+        UserError: the file is not JSON, or not a JSON Schema.
+    """
+    import jsonschema
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except jsonschema.SchemaError as error:
+        raise UserError(f"{path}: not a JSON Schema: {error.message}") from None
+    return schema
+
+
+def show(result: dict[str, Any], dataset: Dataset, base: Base, console: Console) -> None:
+    """Print the table of checks and two rows with their loss tokens visible."""
+    table = Table("check", "status", "says", box=None, pad_edge=False)
+    for finding in result["checks"]:
+        table.add_row(finding["name"], finding["status"], finding["says"])
+    console.print(table)
+    console.print(f"{result['rows']} rows, {result['tokens']['mean']} tokens on average, longest {result['tokens']['longest']}")
+    renderer = Renderer(base.tokenizer(), base.end_ids())
+    for row in dataset.rows("train")[:2]:
+        console.print(f"\nrow {row.id}; the tokens between ⟦ and ⟧ carry loss:")
+        console.print(visible(row, renderer), soft_wrap=True)
+
+
+def visible(row: Row, renderer: Renderer) -> Text:
+    """A row's tokens as text, those with loss between ⟦ and ⟧ (and green where there is colour)."""
+    rendered = renderer.render(row)
+    text = Text()
+    inside = False
+    for token, label in zip(rendered.input_ids, rendered.labels, strict=True):
+        if (label != IGNORE) != inside:
+            inside = not inside
+            text.append("⟦" if inside else "⟧", style="bold")
+        text.append(str(renderer.tokenizer.decode([token])), style="green" if inside else "dim")
+    if inside:
+        text.append("⟧", style="bold")
+    return text
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return ", ".join(ids[:SHOWN_IDS]) + more

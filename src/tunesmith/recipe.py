@@ -1,0 +1,366 @@
+"""A recipe: one YAML that says what is trained on what, how it is judged, and what it takes to ship.
+
+Our words for our things; `lora:` and `trainer:` go verbatim to `peft.LoraConfig` and `trl.SFTConfig` after their names
+and types are checked. Nothing a recipe says is ignored: an unknown key, a wrong type, a key that the toolkit sets
+itself are all refused, all at once, each with file, line and what to do.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tunesmith import upstream
+from tunesmith.errors import UserError
+from tunesmith.yaml_source import Keys, YamlSource, leaves, read_yaml
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+# Keys of upstream's classes that a recipe may not set, and where the thing they say lives.
+RESERVED: dict[str, dict[str, str]] = {
+    "lora": {
+        "task_type": "the toolkit trains causal language models",
+        "peft_type": "the toolkit trains LoRA",
+        "base_model_name_or_path": "use `base`",
+        "revision": "use `base`",
+        "inference_mode": "the toolkit sets it",
+        "auto_mapping": "the toolkit sets it",
+    },
+    "trainer": {
+        "output_dir": "a run has its own directory under runs/",
+        "seed": "use `seed`",
+        "data_seed": "use `seed`",
+        "bf16": "use `hardware.dtype`",
+        "fp16": "use `hardware.dtype`",
+        "bf16_full_eval": "use `hardware.dtype`",
+        "fp16_full_eval": "use `hardware.dtype`",
+        "use_cpu": "the hardware profile decides it",
+        "max_length": "use `data.max_tokens`",
+        "truncation_mode": "no row is cut; use `data.max_tokens`",
+        "dataset_text_field": "rows are rendered by the toolkit",
+        "dataset_kwargs": "rows are rendered by the toolkit",
+        "dataset_num_proc": "rows are rendered by the toolkit",
+        "completion_only_loss": "loss always falls on the completion and its end token",
+        "assistant_only_loss": "loss always falls on the completion and its end token",
+        "chat_template_path": "the base's own template is used",
+        "eos_token": "the base's own end token is used",
+        "pad_token": "the base's own pad token is used",
+        "packing": "rows are batched by the toolkit",
+        "packing_strategy": "rows are batched by the toolkit",
+        "eval_packing": "rows are batched by the toolkit",
+        "padding_free": "rows are batched by the toolkit",
+        "remove_unused_columns": "rows are rendered by the toolkit",
+        "model_init_kwargs": "use `base`, `quantization` and `hardware.dtype`",
+        "trust_remote_code": "no code from models runs",
+        "auto_find_batch_size": "it restarts with weights already trained; the hardware profile picks the batch",
+        "resume_from_checkpoint": "run the same command again",
+        "push_to_hub": "a run writes files only",
+        "hub_token": "a recipe holds no secrets",
+        "hub_model_id": "a run writes files only",
+        "report_to": "a run writes files only; metrics are in train.jsonl",
+        "eval_strategy": "the dev split is scored after each epoch",
+        "save_strategy": "the adapter is written once, when training has finished",
+        "load_best_model_at_end": "the last adapter is the one judged",
+        "logging_nan_inf_filter": "a loss that is not a number stops the run",
+        "disable_tqdm": "the toolkit draws its own progress bar",
+    },
+}
+
+# Values that upstream's constructors accept and that cannot be meant: (section, key) -> (lowest, highest, exclusive low)
+RANGES: dict[tuple[str, str], tuple[float, float, bool]] = {
+    ("lora", "r"): (1, 512, False),
+    ("lora", "lora_alpha"): (0, 4096, True),
+    ("lora", "lora_dropout"): (0, 0.9, False),
+    ("trainer", "learning_rate"): (0, 1, True),
+    ("trainer", "num_train_epochs"): (0, 1000, True),
+    ("trainer", "per_device_train_batch_size"): (1, 65536, False),
+    ("trainer", "gradient_accumulation_steps"): (1, 65536, False),
+}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class DataSection(Section):
+    """What the model learns from and is judged on."""
+
+    directory: str
+    """Directory of the curated splits, relative to the project."""
+    output_schema: str = Field(alias="schema")
+    """JSON Schema file that every completion must satisfy, relative to the project."""
+    max_tokens: Annotated[int, Field(ge=16)]
+    """Longest training row, prompt and completion together; a longer row fails the check, none is cut."""
+
+
+class ScoreSection(Section):
+    """How one answer is scored."""
+
+    kind: Literal["json"] = "json"
+    """`json`: the answer is one JSON object, compared field by field."""
+    primary: Literal["exact_match", "field_f1"] = "exact_match"
+    """The metric that decides."""
+
+
+class HardwareSection(Section):
+    """Overrides of what the hardware profile would pick."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights and computation of the base; adapters are always trained in float32."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most padded tokens in one forward pass of training; none lets the profile pick."""
+
+
+class ArmsSection(Section):
+    """The ways to answer that need no training, and how all answers are generated."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    """Longest answer; greedy decoding stops at the end token before that."""
+    few_shot: list[Annotated[int, Field(ge=1)]] = [3]
+    """Numbers of fixed training rows to try as shots; dev picks one. Empty leaves the arm out."""
+    retrieval: list[Annotated[int, Field(ge=1)]] = [3]
+    """Numbers of BM25-nearest training rows to try as shots; dev picks one. Empty leaves the arm out."""
+    constrained: bool = True
+    """Whether to try JSON-schema-constrained decoding on top of the better kind of shots."""
+
+
+class GateSection(Section):
+    """What it takes to ship."""
+
+    min_gain: Fraction
+    """Smallest gain over the incumbent on the primary metric that is worth serving another model for."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """One-sided error rate of each bound."""
+    merged_margin: Fraction = 0.02
+    """How much worse than the adapter the merged model may be on the primary metric."""
+    general_nll_margin: Annotated[float, Field(gt=0)] = 0.1
+    """How many nats per token the loss on general text may rise (0.1 nats is 10.5 % more perplexity)."""
+    min_rows: Annotated[int, Field(ge=2)] = 100
+    """Fewest gate rows on which a verdict is given at all."""
+
+
+class ExportSection(Section):
+    """What the bundle is called."""
+
+    version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")] = "0.1.0"
+    """Version of the bundle, `dist/<name>-<version>/`."""
+
+
+class Recipe(Section):
+    """A resolved recipe."""
+
+    name: Annotated[str, Field(pattern="^" + NAME.pattern + "$")]
+    """Names the run and the bundle."""
+    description: str = ""
+    """One sentence for the model card."""
+    base: str
+    """A name from bases.yaml, a Hub id with revision (`org/name@<40 hex>`), or a local directory (`./path`)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the adapter's initial weights and the order of rows."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4` trains on a 4-bit base (QLoRA); the merge always goes into the unquantised base."""
+    data: DataSection
+    score: ScoreSection = ScoreSection()
+    lora: dict[str, Any]
+    """Verbatim keys of peft.LoraConfig."""
+    trainer: dict[str, Any]
+    """Verbatim keys of trl.SFTConfig. Batch size times accumulation is kept; how it is cut is the profile's choice."""
+    hardware: HardwareSection = HardwareSection()
+    arms: ArmsSection
+    gate: GateSection
+    export: ExportSection = ExportSection()
+
+    @field_validator("lora", "trainer")
+    @classmethod
+    def _sections_hold_something(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            raise ValueError("must state its keys; upstream's defaults are not fit for LoRA")
+        return value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every value, defaults included, in the recipe's own words."""
+        return self.model_dump(by_alias=True, mode="json")
+
+
+# Upstream's defaults for these are wrong for LoRA or differ between libraries, so each recipe states them.
+MUST_STATE: dict[str, tuple[str, ...]] = {
+    "lora": ("r", "lora_alpha", "target_modules"),
+    "trainer": ("learning_rate", "num_train_epochs", "per_device_train_batch_size"),
+}
+
+
+class LoadedRecipe:
+    """A recipe with the project it belongs to and the place of each of its values."""
+
+    def __init__(self, recipe: Recipe, source: YamlSource, label: str, root: Path) -> None:
+        self.recipe = recipe
+        self.source = source
+        self.label = label
+        self.root = root
+
+    @property
+    def data_directory(self) -> Path:
+        """The directory of the curated splits."""
+        return self.root / self.recipe.data.directory
+
+    @property
+    def schema_path(self) -> Path:
+        """The JSON Schema of completions."""
+        return self.root / self.recipe.data.output_schema
+
+    def overrides(self) -> list[str]:
+        """The `--set` options that shaped this recipe."""
+        return sorted(".".join(map(str, k)) for k, place in self.source.places.items() if place == SET)
+
+    def shown(self) -> list[tuple[str, Any, str]]:
+        """Every value with its dotted path and where it comes from."""
+        lines = []
+        for keys, value in leaves(self.recipe.as_dict()):
+            lines.append((".".join(map(str, keys)), value, self.source.places.get(keys, "default")))
+        return lines
+
+
+SET = "--set"
+
+
+def find_recipe(name: str, root: Path) -> Path:
+    """The file of a recipe given by name or by path.
+
+    Raises:
+        UserError: there is none; the nearest names are offered.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such file")
+        return path
+    directory = root / "recipes"
+    known = sorted(path.stem for path in directory.glob("*.yaml") if path.stem != "bases")
+    if not NAME.fullmatch(name) or name not in known:
+        near = get_close_matches(name, known, n=1)
+        guess = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known) or 'none'}"
+        raise UserError(f"{name}: no such recipe in {directory.name}/; {guess}")
+    return directory / f"{name}.yaml"
+
+
+def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, merge and check a recipe.
+
+    `sets` are `a.b=c` overrides for this run. Paths in a recipe are relative to the project: the directory above
+    `recipes/`, or the current one.
+
+    Raises:
+        UserError: anything is wrong; all problems at once.
+    """
+    root = root or Path()
+    path = find_recipe(name, root)
+    if path.parent.name == "recipes":
+        root = path.parent.parent
+    label = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    source = _read_with_parent(path, label)
+    for text in sets:
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"--set {text}: must read `key=value`, with dots between sections")
+        source.set(dotted, value, SET)
+
+    problems = _upstream_problems(source, label)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(source.values)
+    except ValidationError as error:
+        problems += [_as_text(e["loc"], e, source, label) for e in error.errors()]
+    if problems or recipe is None:
+        raise UserError(sorted(problems, key=_by_line))
+    loaded = LoadedRecipe(recipe, source, label, root)
+    if not loaded.schema_path.is_file():
+        place = source.place(("data", "schema"), label)
+        raise UserError(f"{place}: data.schema: no such file {recipe.data.output_schema!r}")
+    return loaded
+
+
+def _by_line(problem: str) -> tuple[str, int]:
+    file, _, rest = problem.partition(":")
+    line = rest.partition(":")[0]
+    return file, int(line) if line.isdigit() else 0
+
+
+def _read_with_parent(path: Path, label: str) -> YamlSource:
+    source = read_yaml(path, label)
+    parent_name = source.values.pop("extends", None)
+    place = source.places.pop(("extends",), label)
+    if parent_name is None:
+        return source
+    if not isinstance(parent_name, str) or not NAME.fullmatch(parent_name):
+        raise UserError(f"{place}: extends: must name one recipe beside this one, such as `json-extract`")
+    parent_path = path.with_name(f"{parent_name}.yaml")
+    if not parent_path.is_file():
+        raise UserError(f"{place}: extends: no such recipe {parent_name!r} beside this one")
+    parent = read_yaml(parent_path, label.replace(path.name, parent_path.name))
+    if "extends" in parent.values:
+        raise UserError(f"{place}: extends: {parent_name!r} extends another; one parent is the most")
+    return source.over(parent)
+
+
+def _upstream_problems(source: YamlSource, label: str) -> list[str]:
+    """Check `lora:` and `trainer:` against the installed classes: names, types, reserved keys, ranges, required."""
+    problems = []
+    for section, reserved in RESERVED.items():
+        values = source.values.get(section)
+        if not isinstance(values, dict):
+            continue
+        known = upstream.fields(section)
+        for key, value in values.items():
+            where = f"{source.place((section, key), label)}: {section}.{key}"
+            if key in reserved:
+                problems.append(f"{where}: set by the toolkit; {reserved[key]}")
+            elif key not in known:
+                problems.append(f"{where}: unknown key{_did_you_mean(key, set(known) - set(reserved))}")
+            elif problem := known[key].problem(value):
+                problems.append(f"{where}: {problem}")
+            elif problem := _range_problem(section, key, value):
+                problems.append(f"{where}: {problem}")
+        for key in MUST_STATE[section]:
+            if key not in values:
+                problems.append(f"{source.place((section,), label)}: {section}.{key}: missing; a recipe states it")
+    return problems
+
+
+def _range_problem(section: str, key: str, value: Any) -> str | None:
+    if (section, key) not in RANGES or not isinstance(value, int | float):
+        return None
+    low, high, exclusive = RANGES[(section, key)]
+    if value > high or value < low or (exclusive and value == low):
+        return f"{value!r} is out of range; must be {'above' if exclusive else 'at least'} {low:g}, at most {high:g}"
+    return None
+
+
+def _as_text(location: tuple[int | str, ...], error: Any, source: YamlSource, label: str) -> str:
+    keys: Keys = tuple(location)
+    where = f"{source.place(keys, label)}: {'.'.join(str(key) for key in keys)}"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_did_you_mean(str(keys[-1]), _known_keys(keys[:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: missing; a recipe states it"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _known_keys(keys: Keys) -> set[str]:
+    model: Any = Recipe
+    for key in keys:
+        model = model.model_fields[key].annotation
+    names = {info.alias or name for name, info in model.model_fields.items()}
+    return names | {"extends"} if model is Recipe else names
+
+
+def _did_you_mean(key: str, known: set[str]) -> str:
+    near = get_close_matches(key, sorted(known), n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(sorted(known)[:12])}"

@@ -1,0 +1,164 @@
+"""The one row form and the split files that hold it.
+
+A row is one line of JSON Lines: `id`, `group` (what must never straddle two splits), `messages` (the prompt),
+`completion` (the assistant message that is the reference), and optionally `tools` and `meta`. Tool schemas and
+arguments keep their exact JSON: what was not in the line is not in the row.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tunesmith.errors import UserError
+from tunesmith.files import read_json, sha256_file
+
+Split = Literal["train", "dev", "gate", "confirm"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "gate", "confirm")
+
+MAX_PROBLEMS_SHOWN = 20
+
+
+class Message(BaseModel):
+    """One chat message, as a chat template reads it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys that the line held, no others."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Row(BaseModel):
+    """One line: a prompt and the completion that answers it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str = Field(min_length=1)
+    group: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    completion: Message
+    tools: list[dict[str, Any]] | None = None
+    meta: dict[str, Any] | None = None
+
+    @property
+    def reference(self) -> str:
+        """The text of the completion."""
+        return self.completion.content or ""
+
+    @property
+    def source(self) -> str:
+        """The text of the last user message: what an answer may copy from."""
+        return next((m.content or "" for m in reversed(self.messages) if m.role == "user"), "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The line as it is written."""
+        return self.model_dump(exclude_unset=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a JSON Lines file of rows, strictly.
+
+    Raises:
+        UserError: the file is missing or empty, or lines are not UTF-8, not JSON, not a row, or repeat an id; every
+            bad line is named (the first 20 in full).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `tunesmith curate` makes it")
+    problems: list[str] = []
+    rows: list[Row] = []
+    first_line: dict[str, int] = {}
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        if not raw.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = Row.model_validate(json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates))
+        except UnicodeDecodeError as error:
+            problems.append(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8")
+        except json.JSONDecodeError as error:
+            problems.append(f"{where}: not JSON ({error.msg} at column {error.colno}); each line is one JSON object")
+        except ValidationError as error:
+            problems += [f"{where}: {_at(e['loc'])}{e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{where}: {error}")
+        else:
+            if row.id in first_line:
+                problems.append(f"{where}: id {row.id!r} stands on line {first_line[row.id]} already; ids are unique")
+            first_line.setdefault(row.id, number)
+            rows.append(row)
+    if problems:
+        more = len(problems) - MAX_PROBLEMS_SHOWN
+        shown = problems[:MAX_PROBLEMS_SHOWN] + ([f"{path}: and {more} more"] if more > 0 else [])
+        raise UserError(shown, hint="a row is {id, group, messages, completion, tools?, meta?}; fix the lines named")
+    if not rows:
+        raise UserError(f"{path}: holds no rows")
+    return rows
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {repeated!r} stands twice in one object; keep one")
+    return dict(pairs)
+
+
+def _at(location: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in location) + ": " if location else ""
+
+
+class Dataset:
+    """A task's curated directory: four split files and the manifest that fixes their bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def manifest_path(self) -> Path:
+        """Written last at curation, so a directory without it is unfinished."""
+        return self.directory / "manifest.json"
+
+    def exists(self) -> bool:
+        """Whether curation has finished here."""
+        return self.manifest_path.is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, after checking that every split file still has the bytes it names.
+
+        Raises:
+            UserError: the manifest is missing or a split file was changed.
+        """
+        if not self.exists():
+            raise UserError(f"{self.directory}: holds no manifest.json; `tunesmith curate` makes it")
+        manifest: dict[str, Any] = read_json(self.manifest_path)
+        changed = [
+            f"{self.directory / name}: differs from its manifest; splits are written once"
+            for name, entry in manifest["files"].items()
+            if not (self.directory / name).is_file() or sha256_file(self.directory / name) != entry["sha256"]
+        ]
+        if changed:
+            raise UserError(changed, hint="curate again; a changed split makes every earlier score another's")
+        return manifest
+
+    def digest(self, split: Split) -> str:
+        """The sha256 of one split file, as the manifest states it."""
+        digest: str = self.manifest()["files"][f"{split}.jsonl"]["sha256"]
+        return digest
+
+    def rows(self, split: Split) -> list[Row]:
+        """All rows of one split, in file order."""
+        return read_rows(self.directory / f"{split}.jsonl")
+
+
+def system_messages(rows: Iterable[Row]) -> list[str]:
+    """The distinct system messages of some rows, sorted: part of what a prompt is."""
+    return sorted({m.content or "" for row in rows for m in row.messages if m.role == "system"})

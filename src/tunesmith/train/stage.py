@@ -1,0 +1,227 @@
+"""Train an adapter on the train split and write it with everything that says what it is.
+
+Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safetensors and manifest), `train.jsonl`,
+`loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine and thread count.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from ruamel.yaml import YAML
+from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
+from trl import SFTConfig
+
+from tunesmith import hardware
+from tunesmith.bases import Base
+from tunesmith.errors import Diverged, UserError
+from tunesmith.files import read_json, sha256_file, sha256_json, write_json
+from tunesmith.hardware import Profile
+from tunesmith.progress import say
+from tunesmith.prompt import Rendered, Renderer
+from tunesmith.recipe import LoadedRecipe, Recipe
+from tunesmith.rows import Dataset
+from tunesmith.runs import versions
+from tunesmith.train.trainer import AdapterTrainer, features
+from tunesmith.train.watch import Watch, plot_loss
+
+# What SFTConfig resolves to on one machine and must not be in a lock that another machine reads.
+MACHINE_KEYS = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "use_cpu", "local_rank"}
+
+
+def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
+    """Train and write into `out`.
+
+    Raises:
+        UserError: peft or trl refuses a value of the recipe.
+        Diverged: the loss became not a number, or the adapter learned nothing at all.
+    """
+    recipe = loaded.recipe
+    renderer = Renderer(base.tokenizer(), base.end_ids())
+    rows = [renderer.render(row) for row in dataset.rows("train")]
+    dev = [renderer.render(row) for row in dataset.rows("dev")]
+    profile = hardware.choose(
+        hardware.look(),
+        recipe,
+        longest_row=max(len(row.input_ids) for row in rows),
+        base_gib_fp32=_base_gib_fp32(base),
+    )
+    for choice, reason in profile.reasons.items():
+        say(f"  {choice} = {getattr(profile, choice)}: {reason}")
+
+    lora = lora_config(recipe)
+    watch = Watch(out / "train.jsonl")
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = AdapterTrainer(
+            model=base.model(dtype=profile.torch_dtype, **quantized(recipe, profile)),
+            args=sft_config(recipe, profile, scratch),
+            train_dataset=features(rows),
+            processing_class=renderer.tokenizer,
+            peft_config=lora,
+            callbacks=[watch, DevLoss(watch, dev)],
+            lengths=[len(row.input_ids) for row in rows],
+            effective_batch=profile.rows_per_pass * profile.accumulation,
+        )
+        trainer.remove_callback(PrinterCallback)
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, DevLoss):
+                callback.trainer = trainer
+        try:
+            trainer.train()
+        finally:
+            watch.close()
+        resolved = {k: v for k, v in trainer.args.to_dict().items() if k not in MACHINE_KEYS}
+    save_adapter(trainer.model, out / "adapter", base, renderer, recipe, dataset)
+    plot_loss(watch.lines, out / "loss.png")
+    write_lock(out / "recipe.lock.yaml", loaded, profile, lora, resolved, base)
+
+
+class DevLoss(TrainerCallback):  # type: ignore[misc]
+    """Scores the dev rows after each epoch."""
+
+    def __init__(self, watch: Watch, rows: list[Rendered]) -> None:
+        self.watch = watch
+        self.rows = rows
+        self.trainer: AdapterTrainer | None = None
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the dev loss."""
+        if self.trainer:
+            self.watch.write({"step": state.global_step, "dev_nll": round(self.trainer.token_nll(self.rows), 6)})
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    """The recipe's `lora:` as peft's own object.
+
+    Raises:
+        UserError: peft refuses a value.
+    """
+    try:
+        return LoraConfig(task_type="CAUSAL_LM", **recipe.lora)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"lora: peft refuses it: {error}") from None
+
+
+def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
+    """The recipe's `trainer:` as trl's own object, completed by the profile.
+
+    Raises:
+        UserError: trl refuses a value.
+    """
+    ours = {
+        "output_dir": directory,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "bf16": profile.dtype == "bfloat16",
+        "fp16": profile.dtype == "float16",
+        "use_cpu": profile.device == "cpu",
+        "gradient_checkpointing": profile.gradient_checkpointing,
+        "per_device_train_batch_size": profile.rows_per_pass,
+        "gradient_accumulation_steps": profile.accumulation,
+        "max_length": None,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": profile.device == "cuda",
+    }
+    try:
+        return SFTConfig(**{**recipe.trainer, **ours})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer: trl refuses it: {error}") from None
+
+
+def quantized(recipe: Recipe, profile: Profile) -> dict[str, Any]:
+    """The `from_pretrained` arguments for the recipe's quantisation (QLoRA, arXiv:2305.14314)."""
+    if recipe.quantization == "none":
+        return {}
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=profile.torch_dtype,
+        )
+    }
+
+
+def save_adapter(
+    model: PeftModel, directory: Path, base: Base, renderer: Renderer, recipe: Recipe, dataset: Dataset
+) -> None:
+    """Write the adapter as safetensors with a manifest that binds it to base, prompt and data.
+
+    Raises:
+        Diverged: a weight is not finite, or every lora_B is still zero: the adapter is no adapter.
+    """
+    weights = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
+    if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
+        raise Diverged("training: every lora_B is zero, so the adapter changes nothing; raise trainer.learning_rate")
+    # The path of the base on this machine is neither a name nor part of the adapter.
+    model.peft_config["default"].base_model_name_or_path = base.name
+    model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+    # peft writes sets in hash order, which differs from process to process.
+    config = read_json(directory / "adapter_config.json")
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            config[key] = sorted(value)
+    write_json(directory / "adapter_config.json", config)
+    write_json(
+        directory / "manifest.json",
+        {
+            "base": {"name": base.name, "digest": base.digest, "lineage": base.lineage},
+            "quantization": recipe.quantization,
+            "prompt_digest": renderer.digest(dataset.manifest()["systems"]),
+            "recipe_digest": sha256_json(recipe.as_dict()),
+            "train_digest": dataset.digest("train"),
+            "versions": versions(),
+            "files": {
+                name: sha256_file(directory / name) for name in ("adapter_config.json", "adapter_model.safetensors")
+            },
+        },
+    )
+
+
+def write_lock(
+    path: Path, loaded: LoadedRecipe, profile: Profile, lora: LoraConfig, trainer: dict[str, Any], base: Base
+) -> None:
+    """Write every resolved value: the recipe with its defaults, upstream's defaults, the machine's choices, versions."""
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in lora.to_dict().items()}
+    lock = {
+        "recipe": loaded.recipe.as_dict(),
+        "set": loaded.overrides(),
+        "base": {"name": base.name, "digest": base.digest},
+        "profile": {
+            "device": profile.device,
+            "dtype": profile.dtype,
+            "gradient_checkpointing": profile.gradient_checkpointing,
+            "rows_per_pass": profile.rows_per_pass,
+            "accumulation": profile.accumulation,
+        },
+        "lora": _plain(config),
+        "trainer": _plain(trainer),
+        "versions": versions(),
+    }
+    with path.open("w", encoding="utf-8") as stream:
+        YAML(typ="safe", pure=True).dump(lock, stream)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _base_gib_fp32(base: Base) -> float:
+    """The size of the base's weights as float32; files hold at least two bytes a weight."""
+    on_disk = sum(path.stat().st_size for path in base.directory.glob("*.safetensors"))
+    stored = read_json(base.directory / "config.json").get("dtype", "float32")
+    return float(on_disk * (1 if stored == "float32" else 2) / hardware.GIB)
