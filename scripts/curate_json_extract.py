@@ -4,7 +4,6 @@ Source: the training file of usaddress 0.5.16 (MIT), pinned in data/json-extract
 into 11 keys; a value is the run of tokens with one key, copied verbatim from the text without the commas around it.
 """
 
-import argparse
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -135,16 +134,15 @@ def group_of(values: dict[str, str], text: str) -> str:
     return f"{duplicate_key(place)}|{duplicate_key(values.get('city', ''))}"
 
 
-def main() -> None:
+def curate(directory: Path) -> None:
     """Write the dataset."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("data/json-extract"))
-    directory = parser.parse_args().out
     sources = read_sources(directory)
     sieve = Sieve()
     rows = sieve.unique(read_rows(sources["usaddress"].read(), sieve))
-    write_dataset(directory, rows, shares=SHARES, seed=SEED, sources=sources, sieve=sieve, card=CARD)
+    write_dataset(
+        directory, rows, shares=SHARES, seed=SEED, sources=sources, sieve=sieve, card=CARD, script=Path(__file__)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    curate(Path("data/json-extract"))

@@ -27,6 +27,7 @@ from tunesmith.packages import PackageFile, Sha256, cache_dir, fetch, read_membe
 from tunesmith.yaml_source import read_yaml
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)@([0-9a-f]{40})")
@@ -78,15 +79,32 @@ class Base:
         found = read_json(path).get("eos_token_id") if path.is_file() else None
         return [] if found is None else [found] if isinstance(found, int) else list(found)
 
-    def model(self, **kwargs: Any) -> "PreTrainedModel":
-        """Load the weights; keyword arguments go to `from_pretrained`."""
-        from transformers import AutoModelForCausalLM
+    def model(self, *, dtype: "torch.dtype", quantization: str = "none") -> "PreTrainedModel":
+        """Load the weights, with `quantization="nf4"` in 4 bits (QLoRA, arXiv:2305.14314)."""
+        return load_model(self.directory, dtype=dtype, quantization=quantization)
 
-        with quiet():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                self.directory, local_files_only=True, use_safetensors=True, **kwargs
-            )
-        return model
+
+def load_model(directory: Path, *, dtype: "torch.dtype", quantization: str = "none") -> "PreTrainedModel":
+    """Load a causal language model from a directory of safetensors onto the machine's device."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    refuse_unsafe(directory)
+    settings: dict[str, Any] = {}
+    if quantization == "nf4":
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if torch.cuda.is_available():
+        settings["device_map"] = {"": 0}
+    with quiet():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            directory, local_files_only=True, use_safetensors=True, dtype=dtype, **settings
+        )
+    return model
 
 
 def named_bases(root: Path) -> dict[str, BaseEntry]:

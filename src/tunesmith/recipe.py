@@ -364,3 +364,24 @@ def _known_keys(keys: Keys) -> set[str]:
 def _did_you_mean(key: str, known: set[str]) -> str:
     near = get_close_matches(key, sorted(known), n=1)
     return f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(sorted(known)[:12])}"
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, with the keys of the installed `peft.LoraConfig` and `trl.SFTConfig`."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    schema["properties"]["extends"] = {"type": "string", "description": "Name of one parent recipe beside this one."}
+    for section, reserved in RESERVED.items():
+        keys = {
+            name: {"description": field.annotation} for name, field in upstream.fields(section).items() if name not in reserved
+        }
+        description = schema["properties"][section].get("description", "")
+        schema["properties"][section] = {
+            "type": "object",
+            "description": description,
+            "properties": keys,
+            "additionalProperties": False,
+        }
+    # A child recipe states only what differs from its parent.
+    schema["if"] = {"required": ["extends"]}
+    schema["else"] = {"required": schema.pop("required")}
+    return schema

@@ -1,6 +1,5 @@
 """Render all training rows, run all checks, write check.json, and stop a run that would train in vain."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -17,9 +16,11 @@ from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.prompt import IGNORE, Renderer
 from tunesmith.recipe import LoadedRecipe
-from tunesmith.rows import Dataset, Row
+from tunesmith.rows import Dataset, Row, Split
+from tunesmith.schema import read_schema
 
 SHOWN_IDS = 5
+HELD_OUT: tuple[Split, ...] = ("dev", "gate", "confirm")
 
 
 def examine(rows: Sequence[Row], held_out: Sequence[Row], renderer: Renderer, schema: Any, max_tokens: int) -> list[Finding]:
@@ -51,13 +52,9 @@ def examine(rows: Sequence[Row], held_out: Sequence[Row], renderer: Renderer, sc
 
 
 def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
-    """Check all training rows and write check.json.
-
-    Raises:
-        UserError: a check failed; names each failed check and its rows. check.json is written all the same.
-    """
+    """Check all training rows and write check.json, whatever it finds; `refuse_failed` then stops the run."""
     train = dataset.rows("train")
-    held_out = [row for split in ("dev", "gate", "confirm") for row in dataset.rows(split)]  # type: ignore[arg-type]
+    held_out = [row for split in HELD_OUT for row in dataset.rows(split)]
     renderer = Renderer(base.tokenizer(), base.end_ids())
     findings = examine(train, held_out, renderer, read_schema(loaded.schema_path), loaded.recipe.data.max_tokens)
     lengths = [len(r.input_ids) for r in map(renderer.render, train)] if findings[0].status == "PASS" else []
@@ -70,30 +67,24 @@ def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
             "checks": [finding.as_dict() for finding in findings],
         },
     )
-    failed = [finding for finding in findings if finding.status == "FAIL"]
-    if failed:
-        raise UserError(
-            [f"{dataset.directory}: check `{f.name}` failed for {len(f.rows)} rows: {_some(f.rows)}" for f in failed],
-            hint=f"what each check wants: {'; '.join(f.says for f in failed)}. All row ids are in {out.name}",
-        )
 
 
-def read_schema(path: Path) -> Any:
-    """Read the task's JSON Schema.
+def refuse_failed(result: dict[str, Any], path: Path, dataset: Dataset) -> None:
+    """Stop a run whose check.json holds a FAIL.
 
     Raises:
-        UserError: the file is not JSON, or not a JSON Schema.
+        UserError: names each failed check, what it wants, and its rows.
     """
-    import jsonschema
-
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except jsonschema.SchemaError as error:
-        raise UserError(f"{path}: not a JSON Schema: {error.message}") from None
-    return schema
+    failed = [finding for finding in result["checks"] if finding["status"] == "FAIL"]
+    if failed:
+        raise UserError(
+            [
+                f"{dataset.directory / 'train.jsonl'}: check `{f['name']}` fails for {len(f['rows'])} of "
+                f"{result['rows']} rows: {_some(f['rows'])}; wanted: {f['says']}"
+                for f in failed
+            ],
+            hint=f"mend or drop these rows where they are curated; all row ids are in {path}",
+        )
 
 
 def show(result: dict[str, Any], dataset: Dataset, base: Base, console: Console) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunesmith.curate.split import cut
 from tunesmith.curate.text import duplicate_key
 from tunesmith.errors import UserError
-from tunesmith.files import sha256_file, write_atomic, write_json, write_jsonl
+from tunesmith.files import sha256_file, sha256_json, write_atomic, write_json, write_jsonl
 from tunesmith.packages import PackageFile, fetch, read_member
 from tunesmith.progress import say
 from tunesmith.rows import SPLITS, Dataset, Row, Split, system_messages
@@ -50,6 +50,12 @@ def read_sources(directory: Path) -> dict[str, Source]:
         raise UserError([f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]) from None
 
 
+def made_by(script: Path, directory: Path) -> str:
+    """The digest of what makes a dataset: its script and its pinned sources."""
+    lock = directory / "sources.lock"
+    return sha256_json([sha256_file(script), sha256_file(lock) if lock.is_file() else None])
+
+
 @dataclass
 class Sieve:
     """Counts what curation leaves out, so that nothing is dropped in silence."""
@@ -83,10 +89,11 @@ def write_dataset(
     sources: Mapping[str, Source],
     sieve: Sieve,
     card: str,
+    script: Path,
 ) -> None:
     """Cut rows into splits and write them with manifest and card; the manifest last, so a cut-off write is no dataset.
 
-    `card` is a Jinja template of CARD.md that may use `manifest` and `sources`.
+    `card` is a Jinja template of CARD.md that may use `manifest` and `sources`; `script` is the file that calls this.
 
     Raises:
         UserError: two rows share an id, or a split stays empty.
@@ -106,6 +113,7 @@ def write_dataset(
         files[path.name] = {"rows": len(parts[split]), "groups": groups, "sha256": sha256_file(path)}
     manifest = {
         "schema": SCHEMA,
+        "made_by": made_by(script, directory),
         "seed": seed,
         "shares": dict(shares),
         "files": files,

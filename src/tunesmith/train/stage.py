@@ -5,19 +5,19 @@ Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safete
 """
 
 import tempfile
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from ruamel.yaml import YAML
-from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from tunesmith import hardware
+from tunesmith import adapters, hardware
 from tunesmith.bases import Base
-from tunesmith.errors import Diverged, UserError
-from tunesmith.files import read_json, sha256_file, sha256_json, write_json
+from tunesmith.errors import UserError
+from tunesmith.files import read_json, sha256_json
 from tunesmith.hardware import Profile
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, Renderer
@@ -55,7 +55,7 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
     watch = Watch(out / "train.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
         trainer = AdapterTrainer(
-            model=base.model(dtype=profile.torch_dtype, **quantized(recipe, profile)),
+            model=base.model(dtype=profile.torch_dtype, quantization=recipe.quantization),
             args=sft_config(recipe, profile, scratch),
             train_dataset=features(rows),
             processing_class=renderer.tokenizer,
@@ -73,7 +73,17 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
         finally:
             watch.close()
         resolved = {k: v for k, v in trainer.args.to_dict().items() if k not in MACHINE_KEYS}
-    save_adapter(trainer.model, out / "adapter", base, renderer, recipe, dataset)
+    adapters.save(
+        trainer.model,
+        out / "adapter",
+        base=base,
+        bound={
+            "quantization": recipe.quantization,
+            "prompt_digest": renderer.digest(dataset.manifest()["systems"]),
+            "recipe_digest": sha256_json(recipe.as_dict()),
+            "train_digest": dataset.digest("train"),
+        },
+    )
     plot_loss(watch.lines, out / "loss.png")
     write_lock(out / "recipe.lock.yaml", loaded, profile, lora, resolved, base)
 
@@ -135,59 +145,6 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
         raise UserError(f"trainer: trl refuses it: {error}") from None
 
 
-def quantized(recipe: Recipe, profile: Profile) -> dict[str, Any]:
-    """The `from_pretrained` arguments for the recipe's quantisation (QLoRA, arXiv:2305.14314)."""
-    if recipe.quantization == "none":
-        return {}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=profile.torch_dtype,
-        )
-    }
-
-
-def save_adapter(
-    model: PeftModel, directory: Path, base: Base, renderer: Renderer, recipe: Recipe, dataset: Dataset
-) -> None:
-    """Write the adapter as safetensors with a manifest that binds it to base, prompt and data.
-
-    Raises:
-        Diverged: a weight is not finite, or every lora_B is still zero: the adapter is no adapter.
-    """
-    weights = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
-    if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
-        raise Diverged("training: every lora_B is zero, so the adapter changes nothing; raise trainer.learning_rate")
-    # The path of the base on this machine is neither a name nor part of the adapter.
-    model.peft_config["default"].base_model_name_or_path = base.name
-    model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
-    # peft writes sets in hash order, which differs from process to process.
-    config = read_json(directory / "adapter_config.json")
-    for key, value in config.items():
-        if isinstance(value, list) and all(isinstance(part, str) for part in value):
-            config[key] = sorted(value)
-    write_json(directory / "adapter_config.json", config)
-    write_json(
-        directory / "manifest.json",
-        {
-            "base": {"name": base.name, "digest": base.digest, "lineage": base.lineage},
-            "quantization": recipe.quantization,
-            "prompt_digest": renderer.digest(dataset.manifest()["systems"]),
-            "recipe_digest": sha256_json(recipe.as_dict()),
-            "train_digest": dataset.digest("train"),
-            "versions": versions(),
-            "files": {
-                name: sha256_file(directory / name) for name in ("adapter_config.json", "adapter_model.safetensors")
-            },
-        },
-    )
-
-
 def write_lock(
     path: Path, loaded: LoadedRecipe, profile: Profile, lora: LoraConfig, trainer: dict[str, Any], base: Base
 ) -> None:
@@ -217,6 +174,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Enum):
+        return value.value
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

@@ -1,0 +1,275 @@
+"""The command line: thin, one function a command, heavy imports inside the commands."""
+
+import errno
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith import __version__
+from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError
+
+app = typer.Typer(
+    help="Fine-tune open models with LoRA and QLoRA; ship an adapter only on evidence.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name in recipes/, or a path to a YAML file.")]
+BaseName = Annotated[
+    str | None,
+    typer.Option("--base", help="Another base: a name in bases.yaml, `org/name@<revision>`, or `./directory`."),
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Set one value for this run: `lora.r=32`. Repeatable.")]
+RunsDir = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+DistDir = Annotated[Path, typer.Option("--dist", help="Where bundles go.")]
+
+
+class Stage(StrEnum):
+    """A stage that `run` can end with."""
+
+    CHECK = "check"
+    BASELINE = "baseline"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    GATE = "gate"
+    EXPORT = "export"
+
+
+def _line(recipe: str, base: str | None, sets: list[str] | None, runs: Path, dist: Path = Path("dist")) -> Any:
+    from tunesmith.line import Line, quiet_libraries
+
+    quiet_libraries()
+    return Line(recipe, base=base, sets=sets or [], runs=runs, dist=dist)
+
+
+def _report(line: Any, verdict: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from tunesmith.gate.evidence import read_evidence
+    from tunesmith.gate.report import print_report
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    print_report(verdict, read_evidence(line.run.directory), console)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    base: BaseName = None,
+    sets: Sets = None,
+    until: Annotated[Stage, typer.Option("--until", help="The last stage to run.")] = Stage.EXPORT,
+    runs: RunsDir = Path("runs"),
+    dist: DistDir = Path("dist"),
+) -> None:
+    """Run the whole line: curate, check, baseline, train, evaluate, gate, export."""
+    line = _line(recipe, base, sets, runs, dist)
+    line.curate()
+    with line.run.locked():
+        for stage in list(Stage)[: list(Stage).index(until) + 1]:
+            if stage is Stage.GATE:
+                _finish(line, export=until is Stage.EXPORT)
+                return
+            getattr(line, stage.value)()
+    _say_times(line)
+
+
+def _finish(line: Any, *, export: bool) -> None:
+    """Judge, report, export what ships, and leave with the verdict's exit code."""
+    verdict = line.gate()
+    if export and verdict["verdict"] == "SHIP":
+        line.export()
+    _report(line, verdict)
+    _say_times(line)
+    raise typer.Exit(verdict["exit_code"])
+
+
+def _say_times(line: Any) -> None:
+    from tunesmith.progress import say
+
+    total = sum(line.times.values())
+    parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in line.times.items())
+    say(f"\ntook {total / 60:.1f} min: {parts}\n{line.run.directory}")
+
+
+@app.command()
+def curate(recipe: RecipeName, sets: Sets = None) -> None:
+    """Make the recipe's rows and splits from their pinned source."""
+    _line(recipe, None, sets, Path("runs")).curate()
+
+
+@app.command()
+def check(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Render every training row, run all checks, and show two rows with their loss tokens."""
+    from rich.console import Console
+
+    from tunesmith.files import read_json
+
+    line = _line(recipe, base, sets, runs)
+    with line.run.locked():
+        line.check()
+    from tunesmith.check.stage import show
+
+    show(read_json(line.run.path("check.json")), line.dataset, line.base, Console(highlight=False))
+    typer.echo(line.run.path("check.json"))
+
+
+@app.command()
+def baseline(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Answer the held-out rows without training, and choose the incumbent on dev."""
+    line = _line(recipe, base, sets, runs)
+    with line.run.locked():
+        line.baseline()
+    typer.echo(line.run.path("selection.json"))
+
+
+@app.command()
+def train(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Train the adapter (after the check)."""
+    line = _line(recipe, base, sets, runs)
+    with line.run.locked():
+        line.check()
+        line.train()
+    typer.echo(line.run.path("adapter"))
+
+
+@app.command()
+def evaluate(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Answer the gate rows with every arm: without training, with the adapter, and merged."""
+    line = _line(recipe, base, sets, runs)
+    with line.run.locked():
+        line.baseline()
+        line.evaluate()
+    typer.echo(line.run.path("arms"))
+
+
+@app.command()
+def gate(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Judge a run's evidence; the exit code is the verdict (0 SHIP, 10 BLOCK, 11 INCONCLUSIVE, 12 INVALID)."""
+    line = _line(recipe, base, sets, runs)
+    with line.run.locked():
+        verdict = line.gate()
+    _report(line, verdict)
+    typer.echo(line.run.path("verdict.json"))
+    raise typer.Exit(verdict["exit_code"])
+
+
+@app.command()
+def export(
+    recipe: RecipeName,
+    base: BaseName = None,
+    sets: Sets = None,
+    runs: RunsDir = Path("runs"),
+    dist: DistDir = Path("dist"),
+) -> None:
+    """Write the bundle of a run whose verdict is SHIP."""
+    line = _line(recipe, base, sets, runs, dist)
+    with line.run.locked():
+        typer.echo(line.export())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what the toolkit would choose on it, and which versions are installed."""
+    from rich.console import Console
+
+    from tunesmith import hardware
+    from tunesmith.line import quiet_libraries
+    from tunesmith.packages import cache_dir
+    from tunesmith.runs import versions
+
+    quiet_libraries()
+    console = Console(highlight=False)
+    found = hardware.look()
+    console.print(f"device      {found.device} ({found.name}), {found.memory_gib:.1f} GiB, {found.cores} cores")
+    console.print(f"bfloat16    {'in hardware' if found.bf16 else 'not in hardware; float32 on a CPU, float16 on a GPU'}")
+    console.print(f"triton      {'yes' if found.triton else 'no; the head is computed for loss tokens only by ours'}")
+    console.print(f"cache       {cache_dir()}")
+    for name, number in versions().items():
+        console.print(f"{name:<12}{number}")
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: RecipeName, sets: Sets = None) -> None:
+    """Print every resolved value with the place that set it."""
+    from tunesmith.recipe import load_recipe
+
+    lines = load_recipe(recipe, sets=sets or []).shown()
+    left = max(len(f"{key} = {value!r}") for key, value, _ in lines)
+    for key, value, place in lines:
+        typer.echo(f"{f'{key} = {value!r}':<{min(left, 72)}}  # {place}")
+
+
+@recipe_app.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    import json
+
+    from tunesmith.recipe import recipe_json_schema
+
+    typer.echo(json.dumps(recipe_json_schema(), indent=2))
+
+
+@recipe_app.command("validate")
+def recipe_validate(recipe: RecipeName, base: BaseName = None, sets: Sets = None) -> None:
+    """Check a recipe: keys, types, values, files, base; all problems at once."""
+    from tunesmith.line import Line
+
+    line = Line(recipe, base=base, sets=sets or [])
+    typer.echo(f"{line.loaded.label}: valid")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command and return its exit code; a person's or the machine's fault is told without a traceback."""
+    try:
+        command()
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else ExitCode.BUG
+    except TunesmithError as error:
+        print(error.text, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again, finished stages are kept", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except (OSError, MemoryError, RuntimeError) as error:
+        fault = _environment_fault(error)
+        if fault is None:
+            raise
+        print(fault.text, file=sys.stderr)
+        return fault.exit_code
+    return ExitCode.DONE
+
+
+def _environment_fault(error: Exception) -> EnvironmentFault | None:
+    """The machine's fault behind an exception, or None where it is a bug of ours."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return EnvironmentFault(
+            "out of memory; nothing was published", hint="lower hardware.batch_tokens, or pick a smaller base"
+        )
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+        return EnvironmentFault(f"{error.filename or 'disk'}: {error.strerror}; nothing half-written was kept")
+    return None
+
+
+def main() -> None:
+    """Entry point of the `tunesmith` command."""
+    sys.exit(guarded(app))
+
+
+if __name__ == "__main__":
+    main()

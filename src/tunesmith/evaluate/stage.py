@@ -1,0 +1,114 @@
+"""The baseline and evaluate stages: run arms in the arena, and measure what guards and integrity need.
+
+`baseline` picks, on dev, the shots and the incumbent, then answers the gate rows without training. `evaluate` answers
+them with the adapter and with the merged model, measures loss on general text with each, and has the base beside the
+adapter repeat answers that it gave in `baseline`, so that both are known to have run under the same conditions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith import adapters, hardware
+from tunesmith.bases import Base, load_model
+from tunesmith.evaluate.arena import ZERO_SHOT, Arena, Way, best, untrained_ways
+from tunesmith.evaluate.general import nll_by_document
+from tunesmith.evaluate.replay import replay
+from tunesmith.files import read_json, write_json
+from tunesmith.recipe import LoadedRecipe
+from tunesmith.rows import Dataset
+from tunesmith.schema import read_schema
+
+
+def open_arena(loaded: LoadedRecipe, dataset: Dataset, base: Base) -> Arena:
+    """The arena of a recipe."""
+    return Arena(loaded.recipe, dataset, base, read_schema(loaded.schema_path))
+
+
+def scoring_dtype(arena: Arena) -> torch.dtype:
+    """The dtype that the hardware profile computes in."""
+    profile = hardware.choose(hardware.look(), arena.recipe, longest_row=arena.recipe.data.max_tokens, base_gib_fp32=0.0)
+    return profile.torch_dtype
+
+
+def load_base(arena: Arena, quantization: str = "none") -> PreTrainedModel:
+    """The base as arms use it."""
+    return arena.base.model(dtype=scoring_dtype(arena), quantization=quantization)
+
+
+def select(arena: Arena, dev: Path, out: Path) -> None:
+    """Choose the number of shots, and the incumbent, by the arms' means on dev; write selection.json."""
+    recipe = arena.recipe
+    primary = recipe.score.primary
+    chosen = [ZERO_SHOT]
+    for arm in ("few_shot", "retrieval"):
+        if of_arm := [way for way in untrained_ways(recipe) if way.arm == arm]:
+            chosen.append(best(of_arm, dev, primary))
+    if recipe.arms.constrained:
+        chosen.append(constrained_way(arena, dev))
+    incumbent = best(chosen, dev, primary)
+    write_json(
+        out / "selection.json",
+        {
+            "primary": primary,
+            "incumbent": incumbent.arm,
+            "ways": [way.as_dict() for way in chosen],
+            "dev_means": {
+                path.stem: read_json(path)["means"][primary] for path in sorted(dev.glob("*.json"))
+            },
+        },
+    )
+
+
+def constrained_way(arena: Arena, dev: Path) -> Way:
+    """Constrained decoding on top of the better kind of shots on dev."""
+    shots = best(untrained_ways(arena.recipe), dev, arena.recipe.score.primary)
+    return Way("constrained", shots.shots, shots.k)
+
+
+def selected_ways(selection: dict[str, Any]) -> list[Way]:
+    """The ways that selection.json names, for the gate rows."""
+    return [Way(**way) for way in selection["ways"]]
+
+
+def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:
+    """Answer the gate rows with the adapter on its base, and write what guards need of both."""
+    recipe, dataset = arena.recipe, arena.dataset
+    adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
+    model = load_base(arena)
+    general = {"base": nll_by_document(model, arena.renderer)}
+    replayed = replay(model, arena.renderer, dataset.rows("gate"), arms / "zero_shot")
+    if recipe.quantization != "none":
+        del model
+        model = load_base(arena, recipe.quantization)
+    attached = adapters.attach(model, adapter)
+    general["adapter"] = nll_by_document(attached, arena.renderer)
+    weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
+    arena.run(attached, Way("adapter"), "gate", out / "arms", weights=weights)
+    write_json(
+        out / "guards-adapter.json",
+        {"general_nll": general, "adapter_changes_logits": logit_change(attached, arena), "replayed": replayed},
+    )
+
+
+def run_merged(arena: Arena, merged: Path, adapter_guards: Path, out: Path) -> None:
+    """Answer the gate rows with the merged model as exported, and write guards.json."""
+    model = load_model(merged, dtype=scoring_dtype(arena))
+    guards = read_json(adapter_guards)
+    guards["general_nll"]["merged"] = nll_by_document(model, arena.renderer)
+    weights = {"merged": read_json(merged / "manifest.json")["digest"]}
+    arena.run(model, Way("merged"), "gate", out / "arms", weights=weights)
+    write_json(out / "guards.json", guards)
+
+
+def logit_change(model: Any, arena: Arena) -> float:
+    """Largest change that the adapter makes to the logits of one gate prompt: 0 means that it is not at work."""
+    prompt = arena.prompts(arena.dataset.rows("gate")[:1], ZERO_SHOT)[0]
+    ids = torch.tensor([prompt], device=model.device)
+    with torch.inference_mode():
+        ours = model(input_ids=ids, use_cache=False).logits
+        with model.disable_adapter():
+            base = model(input_ids=ids, use_cache=False).logits
+    return float((ours - base).abs().max())

@@ -1,0 +1,94 @@
+"""A shipped run becomes a bundle: adapter, merged model, card and the hash of every file.
+
+Nothing is exported without a SHIP, and nothing is published before the merged model, reloaded from the bundle's own files
+in a fresh process, has repeated the answers that were judged.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from tunesmith.bases import Base
+from tunesmith.errors import EnvironmentFault, UserError
+from tunesmith.files import publish, read_json, sha256_tree, write_atomic, write_json
+from tunesmith.recipe import LoadedRecipe
+from tunesmith.rows import Dataset
+from tunesmith.runs import Run
+
+
+def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: Path, *, dtype: str) -> Path:
+    """Write `dist/<name>-<version>/` and return it.
+
+    Raises:
+        UserError: the run has no SHIP, or the merged model lacks the bytes that were judged.
+        EnvironmentFault: the reloaded model does not repeat its answers.
+    """
+    verdict = read_json(run.path("verdict.json"))
+    if verdict["verdict"] != "SHIP":
+        raise UserError(f"{run.path('verdict.json')}: the verdict is {verdict['verdict']}; only a SHIP is exported")
+    recipe = loaded.recipe
+    target = dist / f"{recipe.name}-{recipe.export.version}"
+    dist.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=dist, prefix=".bundling-") as scratch:
+        out = Path(scratch) / "bundle"
+        shutil.copytree(run.path("adapter"), out / "adapter")
+        shutil.copytree(run.path("merged"), out / "merged", copy_function=_link_or_copy)
+        for name in ("verdict.json", "recipe.lock.yaml"):
+            shutil.copyfile(run.path(name), out / name)
+        _same_bytes(out / "merged", verdict["digests"]["merged"])
+        systems = dataset.manifest()["systems"]
+        template = files("tunesmith.export").joinpath("card.md.jinja").read_text(encoding="utf-8")
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+        card = environment.from_string(template).render(
+            recipe=recipe, verdict=verdict, base=base, systems=systems, licence=licence_of(base)
+        )
+        write_atomic(out / "README.md", card)
+        parity = _replay_in_fresh_process(out / "merged", dataset, run.path("arms/merged"), dtype)
+        write_json(out / "parity.json", parity)
+        write_json(out / "manifest.json", {"name": recipe.name, "version": recipe.export.version, "files": sha256_tree(out)})
+        publish(out, target)
+    return target
+
+
+def licence_of(base: Base) -> str:
+    """The base's licence as an SPDX-like id in lower case; `other` where the base does not state one."""
+    return str(base.lineage.get("licence", "other")).lower()
+
+
+def _same_bytes(merged: Path, judged: str) -> None:
+    manifest = read_json(merged / "manifest.json")
+    now = {name: digest for name, digest in sha256_tree(merged).items() if name != "manifest.json"}
+    if now != manifest["files"] or manifest["digest"] != judged:
+        raise UserError(f"{merged}: not the bytes that were judged; run `tunesmith evaluate` and `tunesmith gate` again")
+
+
+def _replay_in_fresh_process(model: Path, dataset: Dataset, arm: Path, dtype: str) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "replay.json"
+        command = [sys.executable, "-m", "tunesmith.evaluate.replay", "--model", str(model), "--arm", str(arm)]
+        command += ["--dataset", str(dataset.directory), "--dtype", dtype, "--out", str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EnvironmentFault(f"{model}: could not be reloaded in a fresh process:\n{done.stderr[-2000:]}")
+        parity: dict[str, object] = read_json(result)
+    if not parity["same"] or not parity["same_prompt"]:
+        raise EnvironmentFault(
+            f"{model}: the reloaded model answers otherwise than the one that was judged: {parity}",
+            hint="nothing was exported; evaluate again on this machine",
+        )
+    return parity
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    # A merged model may be many GiB and lies on the same disk as a rule.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target

@@ -1,0 +1,1 @@
+"""Stage 6: files of scores in, a verdict out. Never imports torch."""

@@ -1,0 +1,68 @@
+"""What the gate reads: scored arms, guards and integrity facts of one run, as files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import UserError
+from tunesmith.files import read_json
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm's scored gate rows and the statement of what answered."""
+
+    name: str
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    def scores(self, metric: str) -> list[float]:
+        """A metric of every row, in file order."""
+        return [float(row["scores"][metric]) for row in self.rows]
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of every row, in file order."""
+        return [row["group"] for row in self.rows]
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of every row, in file order."""
+        return [row["id"] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a verdict rests on."""
+
+    arms: dict[str, Arm]
+    selection: dict[str, Any]
+    guards: dict[str, Any]
+
+    @property
+    def incumbent(self) -> Arm:
+        """The arm that needs no training and was best on dev."""
+        return self.arms[self.selection["incumbent"]]
+
+
+def read_evidence(run: Path) -> Evidence:
+    """Read a run's arms, selection and guards.
+
+    Raises:
+        UserError: something is not there yet.
+    """
+    needed = {
+        run / "selection.json": "baseline",
+        run / "guards.json": "evaluate",
+        run / "arms" / "adapter.jsonl": "evaluate",
+        run / "arms" / "merged.jsonl": "evaluate",
+    }
+    missing = [f"{path}: not there yet; `tunesmith {stage}` makes it" for path, stage in needed.items() if not path.exists()]
+    if missing:
+        raise UserError(missing)
+    arms = {}
+    for path in sorted((run / "arms").glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        arms[path.stem] = Arm(path.stem, read_json(path.with_suffix(".json")), lines)
+    return Evidence(arms, read_json(run / "selection.json"), read_json(run / "guards.json"))

@@ -1,0 +1,102 @@
+"""A verdict as text: one page for a terminal, from verdict.json and the arms' rows."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.gate.evidence import Evidence
+
+SHOWN_ROWS = 5
+
+SENTENCES = {
+    "SHIP": "ships: it beats the best arm without training by more than noise, and nothing guarded got worse",
+    "BLOCK": "does not ship: a condition is shown to be unmet; more rows would not change that",
+    "INCONCLUSIVE": "does not ship: the evidence does not settle it",
+    "INVALID": "has no verdict: the comparison is broken",
+}
+
+
+def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) -> None:
+    """Print arms, terms, fixed and broken rows, and the verdict in a sentence."""
+    level = f"{verdict['ci_level']:.0%}"
+    primary = verdict["primary"]
+    if verdict["arms"]:
+        console.print(f"\nArms on the gate rows ({level} intervals; * is the incumbent, chosen on dev)\n")
+        console.print(_arms(verdict))
+        console.print("\nFields, F1\n")
+        console.print(_fields(verdict))
+    console.print("\nTerms\n")
+    console.print(_terms(verdict))
+    if verdict["arms"]:
+        for title, ids in (("Fixed", verdict["fixed"]), ("Broken", verdict["broken"])):
+            console.print(f"\n{title} by the adapter: {len(ids)} rows{', the first:' if ids else ''}")
+            _rows(ids[:SHOWN_ROWS], evidence, verdict["incumbent"], console)
+    console.print(f"\n[bold]{verdict['verdict']}[/bold]: {verdict['name']} {SENTENCES[verdict['verdict']]}.")
+    for reason in verdict["reasons"]:
+        console.print(f"  - {reason}", markup=False, soft_wrap=True)
+    if verdict["set"]:
+        console.print(f"  - made with --set {', '.join(verdict['set'])}", markup=False)
+    console.print(f"  primary metric {primary}, look {verdict['look']} at this gate split")
+
+
+def _arms(verdict: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("arm", verdict["primary"], "field F1", "valid JSON", "lenient", "schema", "invented", "tokens in/out"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    order = ["zero_shot", "few_shot", "retrieval", "constrained", "adapter", "merged"]
+    for name in sorted(verdict["arms"], key=lambda arm: order.index(arm) if arm in order else len(order)):
+        arm = verdict["arms"][name]
+        shown = arm[verdict["primary"]]
+        table.add_row(
+            name + (f" k={arm['k']}" if arm.get("k") else "") + ("*" if name == verdict["incumbent"] else ""),
+            f"{shown['mean']:.3f} ({shown['ci_low']:.3f}-{shown['ci_high']:.3f})",
+            f"{arm['fields']['all']['f1']:.3f}",
+            f"{arm['json_strict']['mean']:.3f}",
+            f"{arm['json_lenient']['mean']:.3f}",
+            f"{arm['schema_valid']['mean']:.3f}",
+            f"{arm['hallucinated']['mean']:.3f}",
+            f"{arm['tokens_in']}/{arm['tokens_out']}",
+        )
+    return table
+
+
+def _fields(verdict: dict[str, Any]) -> Table:
+    ours, theirs = verdict["arms"]["adapter"]["fields"], verdict["arms"][verdict["incumbent"]]["fields"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("field", "n", "incumbent", "adapter", "adapter precision", "adapter recall"):
+        table.add_column(column, justify="left" if column == "field" else "right")
+    none = {"f1": 0.0, "precision": 0.0, "recall": 0.0, "n": 0}
+    wanted = [path for path in sorted(ours) if path != "all" and ours[path]["n"]]
+    for path in [*wanted, "all"]:
+        a, b = ours[path], theirs.get(path, none)
+        numbers = [f"{value:.3f}" for value in (b["f1"], a["f1"], a["precision"], a["recall"])]
+        table.add_row(path, str(a["n"]), *numbers)
+    return table
+
+
+def _terms(verdict: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("term", "outcome", "estimate", "interval", "n", "what it says"):
+        table.add_column(column, overflow="fold")
+    for term in verdict["terms"]:
+        outcome = "pass" if term["pass"] else "open" if term["undecided"] else "FAIL"
+        numbers = ("", "", "")
+        if term["estimate"] is not None:
+            numbers = (f"{term['estimate']:+.3f}", f"{term['ci_low']:+.3f} to {term['ci_high']:+.3f}", str(term["n"]))
+        table.add_row(term["name"], outcome, *numbers, term["says"])
+    return table
+
+
+def _rows(ids: list[str], evidence: Evidence, incumbent: str, console: Console) -> None:
+    adapter = {row["id"]: row for row in evidence.arms["adapter"].rows}
+    other = {row["id"]: row for row in evidence.arms[incumbent].rows}
+    for row_id in ids:
+        console.print(f"  {row_id}", markup=False)
+        for label, text in (
+            ("reference", adapter[row_id]["reference"]),
+            ("adapter", adapter[row_id]["prediction"]),
+            (incumbent, other[row_id]["prediction"]),
+        ):
+            line = " ".join(text.split())
+            console.print(f"    {label:<11} {line[:160]}{' …' if len(line) > 160 else ''}", markup=False, soft_wrap=True)

@@ -1,0 +1,57 @@
+"""Judge a run: read its evidence, write verdict.json and a line in the ledger."""
+
+from pathlib import Path
+from typing import Any
+
+from tunesmith.files import read_json, sha256_json, write_json
+from tunesmith.gate import ledger
+from tunesmith.gate.evidence import read_evidence
+from tunesmith.gate.verdict import judge
+from tunesmith.recipe import LoadedRecipe
+from tunesmith.runs import Run, versions
+
+
+def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
+    """Weigh a run's evidence and write `verdict.json` into `out`.
+
+    Raises:
+        UserError: evidence is missing.
+    """
+    evidence = read_evidence(run.directory)
+    recipe = loaded.recipe
+    manifest = read_json(run.path("adapter/manifest.json"))
+    gate_digest = evidence.arms["adapter"].about["split_digest"]
+    candidate = manifest["files"]["adapter_model.safetensors"]
+    about: dict[str, Any] = {
+        "name": recipe.name,
+        "run": run.directory.name,
+        "set": loaded.overrides(),
+        "look": ledger.look_number(ledger_path, gate_digest, candidate),
+        "digests": {
+            "base": manifest["base"]["digest"],
+            "adapter": candidate,
+            "merged": evidence.arms["merged"].about["weights"]["merged"],
+            "prompt": manifest["prompt_digest"],
+            "recipe": sha256_json(recipe.as_dict()),
+            "train": manifest["train_digest"],
+            "gate": gate_digest,
+        },
+        "versions": versions(),
+    }
+    verdict = judge(evidence, recipe, about)
+    for name, arm in evidence.arms.items():
+        if name in verdict["arms"]:
+            verdict["arms"][name] |= {"shots": arm.about["shots"], "k": arm.about["k"]}
+    write_json(out / "verdict.json", verdict)
+    ledger.enter(
+        ledger_path,
+        {
+            "name": recipe.name,
+            "run": run.directory.name,
+            "candidate": candidate,
+            "gate_digest": gate_digest,
+            "look": about["look"],
+            "verdict": verdict["verdict"],
+            "verdict_digest": sha256_json({k: v for k, v in verdict.items() if k != "cost"}),
+        },
+    )

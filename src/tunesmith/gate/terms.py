@@ -1,0 +1,167 @@
+"""The conditions of the gate, each a statement with its numbers.
+
+Integrity terms say that the comparison is one: same rows, same prompts, same settings, the adapter at work. The
+superiority term says that the adapter beats the incumbent by more than noise and by enough. Non-inferiority terms say
+that nothing guarded got worse; "no significant drop" is not such a statement, a bound within a margin is.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tunesmith.gate.evidence import Arm, Evidence
+from tunesmith.gate.stats import Interval, clustered_t, paired_interval, rows_needed
+from tunesmith.recipe import Recipe
+
+Kind = Literal["superiority", "non_inferiority", "integrity", "parity"]
+Outcome = Literal["pass", "fail", "open"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One condition.
+
+    `fail` is shown to be unmet; `open` is neither shown to be met nor to be unmet.
+    """
+
+    name: str
+    kind: Kind
+    outcome: Outcome
+    says: str
+    estimate: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    margin: float | None = None
+    n: int | None = None
+    clusters: int | None = None
+    n_needed: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As verdict.json holds it."""
+        values = asdict(self)
+        values["pass"] = values.pop("outcome") == "pass"
+        values["undecided"] = self.outcome == "open"
+        return values
+
+
+def all_terms(evidence: Evidence, recipe: Recipe) -> list[Term]:
+    """Every term of the gate, integrity first."""
+    terms = integrity(evidence, recipe)
+    if any(term.outcome == "fail" for term in terms):
+        return terms
+    adapter, merged = evidence.arms["adapter"], evidence.arms["merged"]
+    terms.append(gain(adapter, evidence.incumbent, recipe))
+    terms.append(no_worse(merged, adapter, recipe))
+    terms += [general_loss(evidence.guards, arm, recipe) for arm in ("adapter", "merged")]
+    return terms
+
+
+def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
+    """Facts without which scores cannot be compared."""
+    adapter = evidence.arms["adapter"]
+    arms = list(evidence.arms.values())
+    facts: list[tuple[str, bool, str]] = [
+        (
+            "same_rows",
+            all(arm.ids == adapter.ids and len(set(arm.ids)) == len(arm.ids) for arm in arms),
+            "every arm answered every gate row once",
+        ),
+        (
+            "same_split",
+            len({arm.about["split_digest"] for arm in arms}) == 1,
+            "every arm answered the same bytes of the gate split",
+        ),
+        ("same_prompt", len({arm.about["prompt_digest"] for arm in arms}) == 1, "one prompt function rendered all arms"),
+        (
+            "same_settings",
+            all(arm.about["settings"] == adapter.about["settings"] for arm in arms),
+            "one generation config made all answers",
+        ),
+        (
+            "enough_rows",
+            len(adapter.rows) >= recipe.gate.min_rows and len(set(adapter.groups)) >= 2,
+            f"at least {recipe.gate.min_rows} gate rows",
+        ),
+        (
+            "adapter_at_work",
+            evidence.guards["adapter_changes_logits"] > 0,
+            "the adapter changes what the base computes",
+        ),
+        (
+            "baseline_replays",
+            evidence.guards["replayed"]["same"],
+            f"the base repeats its {evidence.guards['replayed']['rows']} stored answers beside the adapter",
+        ),
+    ]
+    return [Term(name, "integrity", "pass" if holds else "fail", says) for name, holds, says in facts]
+
+
+def gain(adapter: Arm, incumbent: Arm, recipe: Recipe) -> Term:
+    """The adapter beats the incumbent: lower bound above 0, and a gain of at least `gate.min_gain`."""
+    metric, wanted = recipe.score.primary, recipe.gate.min_gain
+    interval = paired_interval(adapter.scores(metric), incumbent.scores(metric), adapter.groups, recipe.gate.alpha)
+    if interval.low > 0 and interval.estimate >= wanted:
+        outcome: Outcome = "pass"
+    else:
+        outcome = "fail" if interval.high < wanted else "open"
+    return _term(
+        "gain_over_incumbent",
+        "superiority",
+        outcome,
+        f"{metric} of adapter over {incumbent.name}: above 0 by more than noise, and at least {wanted:+.3f}",
+        interval,
+        margin=wanted,
+        n_needed=None if outcome == "pass" else rows_needed(interval, 0.0),
+    )
+
+
+def no_worse(merged: Arm, adapter: Arm, recipe: Recipe) -> Term:
+    """The merged model is not worse than the adapter by `gate.merged_margin`."""
+    metric, margin = recipe.score.primary, recipe.gate.merged_margin
+    interval = paired_interval(merged.scores(metric), adapter.scores(metric), adapter.groups, recipe.gate.alpha)
+    outcome: Outcome = "pass" if interval.low > -margin else "fail" if interval.high < -margin else "open"
+    return _term(
+        "merged_no_worse",
+        "non_inferiority",
+        outcome,
+        f"{metric} of merged against adapter: not worse by {margin:.3f}",
+        interval,
+        margin=-margin,
+        n_needed=None if outcome == "pass" else rows_needed(interval, -margin),
+    )
+
+
+def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe) -> Term:
+    """Loss on general text rose by less than `gate.general_nll_margin` nats per token, over documents."""
+    margin = recipe.gate.general_nll_margin
+    nll = guards["general_nll"]
+    rise = [after - before for after, before in zip(nll[arm], nll["base"], strict=True)]
+    interval = clustered_t(rise, [str(i) for i in range(len(rise))], recipe.gate.alpha)
+    outcome: Outcome = "pass" if interval.high < margin else "fail" if interval.low > margin else "open"
+    mirrored = Interval(-interval.estimate, -interval.high, -interval.low, interval.n, interval.clusters)
+    return _term(
+        f"general_nll_{arm}",
+        "non_inferiority",
+        outcome,
+        f"loss of {arm} on general text, nats per token above the base: less than {margin:.3f}",
+        interval,
+        margin=margin,
+        n_needed=None if outcome == "pass" else rows_needed(mirrored, -margin),
+    )
+
+
+def _term(
+    name: str, kind: Kind, outcome: Outcome, says: str, interval: Interval, *, margin: float, n_needed: int | None
+) -> Term:
+    return Term(
+        name=name,
+        kind=kind,
+        outcome=outcome,
+        says=says,
+        estimate=interval.estimate,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        margin=margin,
+        n=interval.n,
+        clusters=interval.clusters,
+        n_needed=n_needed,
+    )

@@ -1,0 +1,124 @@
+"""One function from evidence to verdict; text, JSON and exit code all come from what it returns.
+
+SHIP: every term passes. INVALID: the comparison itself is broken. BLOCK: a term is shown to be unmet; more rows would
+not help. INCONCLUSIVE: neither; the verdict says how many rows would settle it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from statistics import quantiles
+from typing import Any
+
+from tunesmith.errors import ExitCode
+from tunesmith.gate.evidence import Arm, Evidence
+from tunesmith.gate.stats import mean_interval
+from tunesmith.gate.terms import Term, all_terms
+from tunesmith.recipe import Recipe
+
+SCHEMA = 1
+
+
+def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Weigh the evidence; returns the content of verdict.json. `about` adds digests, versions and names to it."""
+    terms = all_terms(evidence, recipe)
+    verdict = decide(terms)
+    adapter, incumbent = evidence.arms["adapter"], evidence.incumbent
+    complete = verdict != "INVALID"
+    pairs = list(zip(adapter.rows, incumbent.rows, strict=False)) if complete else []
+    metric = recipe.score.primary
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict,
+        "exit_code": int(ExitCode[verdict]),
+        "reasons": reasons(terms, verdict),
+        "terms": [term.as_dict() for term in terms],
+        "primary": metric,
+        "ci_level": 1 - 2 * recipe.gate.alpha,
+        "arms": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.arms.items()} if complete else {},
+        "incumbent": incumbent.name,
+        "fixed": [a["id"] for a, b in pairs if a["scores"][metric] > b["scores"][metric]],
+        "broken": [a["id"] for a, b in pairs if a["scores"][metric] < b["scores"][metric]],
+        "failure_classes": {name: failures(arm) for name, arm in evidence.arms.items()},
+        "cost": {name: cost(arm) for name, arm in evidence.arms.items()},
+        **about,
+    }
+
+
+def decide(terms: list[Term]) -> str:
+    """The verdict that follows from the terms."""
+    if any(term.kind == "integrity" and term.outcome == "fail" for term in terms):
+        return "INVALID"
+    if all(term.outcome == "pass" for term in terms):
+        return "SHIP"
+    return "BLOCK" if any(term.outcome == "fail" for term in terms) else "INCONCLUSIVE"
+
+
+def reasons(terms: list[Term], verdict: str) -> list[str]:
+    """One sentence for each term that stands in the way; for SHIP, the gain."""
+    if verdict == "SHIP":
+        return [_numbers(term) for term in terms if term.kind == "superiority"]
+    words = {"fail": "not met", "open": "not settled"}
+    told = []
+    for term in terms:
+        if term.outcome != "pass":
+            more = f"; about {term.n_needed} rows would settle it" if term.n_needed and term.outcome == "open" else ""
+            told.append(f"{words[term.outcome]}: {_numbers(term)}{more}")
+    return told
+
+
+def describe(arm: Arm, alpha: float) -> dict[str, Any]:
+    """An arm's metrics with intervals, its fields, tokens and latency."""
+    metrics = list(arm.rows[0]["scores"])
+    described: dict[str, Any] = {}
+    for metric in metrics:
+        interval = mean_interval(arm.scores(metric), arm.groups, alpha)
+        described[metric] = {
+            "mean": interval.estimate,
+            "ci_low": interval.low,
+            "ci_high": interval.high,
+            "n": interval.n,
+        }
+    described["fields"] = fields(arm)
+    described |= cost(arm)
+    return described
+
+
+def fields(arm: Arm) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each field over all rows, and of all fields together (micro)."""
+    counts = {kind: Counter(path for row in arm.rows for path in row["fields"][kind]) for kind in ("right", "wrong", "missed")}
+    paths = sorted(set().union(*counts.values()))
+    table = {path: _prf(*(counts[kind][path] for kind in ("right", "wrong", "missed"))) for path in paths}
+    table["all"] = _prf(*(sum(counts[kind].values()) for kind in ("right", "wrong", "missed")))
+    return table
+
+
+def failures(arm: Arm) -> dict[str, int]:
+    """How many rows failed in which way."""
+    return dict(sorted(Counter(row["failure"] for row in arm.rows if row["failure"]).items()))
+
+
+def cost(arm: Arm) -> dict[str, Any]:
+    """Tokens read and written over all rows, and the wall time of the batches that the rows were answered in."""
+    seconds = sorted(row["seconds"] for row in arm.rows)
+    cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
+    return {
+        "tokens_in": sum(row["tokens_in"] for row in arm.rows),
+        "tokens_out": sum(row["tokens_out"] for row in arm.rows),
+        "latency_p50_s": round(cuts[9], 3),
+        "latency_p95_s": round(cuts[18], 3),
+    }
+
+
+def _prf(right: int, wrong: int, missed: int) -> dict[str, float]:
+    return {
+        "precision": right / (right + wrong) if right + wrong else 0.0,
+        "recall": right / (right + missed) if right + missed else 0.0,
+        "f1": 2 * right / (2 * right + wrong + missed) if right + wrong + missed else 0.0,
+        "n": right + missed,
+    }
+
+
+def _numbers(term: Term) -> str:
+    if term.estimate is None:
+        return term.says
+    return f"{term.says}: {term.estimate:+.3f} ({term.ci_low:+.3f} to {term.ci_high:+.3f}, n {term.n})"

@@ -1,0 +1,273 @@
+"""The line: stages in their order, each skipped when its inputs and outputs are what they were.
+
+The only place that knows all stages. It opens what they need (recipe, rows, base), gives each its inputs' digests, and
+tells a person what runs, what is skipped, how long each stage took and which path it wrote.
+"""
+
+import os
+import runpy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import bases
+from tunesmith.bases import Base
+from tunesmith.curate.dataset import made_by
+from tunesmith.errors import UserError
+from tunesmith.files import read_json, sha256_file
+from tunesmith.progress import say
+from tunesmith.recipe import LoadedRecipe, load_recipe
+from tunesmith.rows import SPLITS, Dataset
+from tunesmith.runs import Run, versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tunesmith.evaluate.arena import Arena, Way
+
+
+class Line:
+    """One recipe's way from data to bundle."""
+
+    def __init__(
+        self,
+        recipe: str,
+        *,
+        base: str | None = None,
+        sets: Sequence[str] = (),
+        root: Path | None = None,
+        runs: Path = Path("runs"),
+        dist: Path = Path("dist"),
+    ) -> None:
+        override = [f"base={base}"] if base else []
+        self.loaded: LoadedRecipe = load_recipe(recipe, root=root, sets=[*sets, *override])
+        self.recipe = self.loaded.recipe
+        self.dataset = Dataset(self.loaded.data_directory)
+        self.runs = runs
+        self.dist = dist
+        self.times: dict[str, float] = {}
+        bases.check_name(self.recipe.base, self.loaded.root)
+
+    # ------------------------------------------------------------------ what stages need
+
+    @cached_property
+    def base(self) -> Base:
+        """The base, fetched and verified."""
+        return bases.resolve(self.recipe.base, self.loaded.root)
+
+    @cached_property
+    def run(self) -> Run:
+        """This recipe's run: one directory for everything that decides what is trained on what."""
+        return Run.of(self.runs, self.recipe.name, self._trained_on())
+
+    @cached_property
+    def arena(self) -> "Arena":
+        """Renderer, scorer and rows for the arms."""
+        from tunesmith.evaluate.stage import open_arena
+
+        return open_arena(self.loaded, self.dataset, self.base)
+
+    @cached_property
+    def base_model(self) -> "PreTrainedModel":
+        """The base's weights, loaded once for all arms without training."""
+        from tunesmith.evaluate.stage import load_base
+
+        return load_base(self.arena)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "base": self.base.digest,
+            "data": {split: self.dataset.digest(split) for split in SPLITS},
+            "schema": sha256_file(self.loaded.schema_path),
+            "hardware": self.recipe.hardware.model_dump(),
+            "versions": versions(),
+        }
+
+    def _trained_on(self) -> dict[str, Any]:
+        recipe = self.recipe.as_dict()
+        keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer")
+        return self._common() | {key: recipe[key] for key in keys}
+
+    def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
+        return self._common() | {
+            "way": dict(way),
+            "seed": self.recipe.seed,
+            "score": self.recipe.score.model_dump(),
+            "max_new_tokens": self.recipe.arms.max_new_tokens,
+        }
+
+    # ------------------------------------------------------------------ stages
+
+    def curate(self) -> None:
+        """Make the dataset with the task's own script, unless it is there and the script and its sources are the same."""
+        directory = self.dataset.directory
+        script = self.loaded.root / "scripts" / f"curate_{directory.name.replace('-', '_')}.py"
+        with self._timed("curate"):
+            if not script.is_file():
+                if not self.dataset.exists():
+                    raise UserError(
+                        f"{directory}: holds no manifest.json, and there is no {script.name} to make it",
+                        hint=f"write scripts/{script.name} as CONTRIBUTING.md shows, or correct data.directory",
+                    )
+            elif not self.dataset.exists() or self.dataset.manifest()["made_by"] != made_by(script, directory):
+                runpy.run_path(str(script))["curate"](directory)
+            else:
+                say(f"  unchanged: {directory}")
+        say(f"  {directory}")
+
+    def check(self) -> None:
+        """Render and check every training row."""
+        from tunesmith.check.stage import check, refuse_failed
+
+        inputs = self._common() | {"max_tokens": self.recipe.data.max_tokens}
+        path = self.run.path("check.json")
+        with self._timed("check"):
+            if not self._skip("check", inputs, "check.json"):
+                with self.run.stage("check", inputs) as out:
+                    check(self.loaded, self.dataset, self.base, out / "check.json")
+            refuse_failed(read_json(path), path, self.dataset)
+
+    def baseline(self) -> None:
+        """Answer dev and gate rows without training, and choose the incumbent on dev."""
+        from tunesmith.evaluate import stage
+        from tunesmith.evaluate.arena import untrained_ways
+
+        dev = self.run.path("arms/dev")
+        with self._timed("baseline"):
+            for way in untrained_ways(self.recipe):
+                self._arm(way, "dev")
+            if self.recipe.arms.constrained:
+                self._arm(stage.constrained_way(self.arena, dev), "dev")
+            inputs = self._common() | {
+                "arms": self.recipe.arms.model_dump(),
+                "score": self.recipe.score.model_dump(),
+                "dev": {path.name: sha256_file(path) for path in sorted(dev.glob("*.json"))},
+            }
+            if not self._skip("selection", inputs, "selection.json"):
+                with self.run.stage("selection", inputs) as out:
+                    stage.select(self.arena, dev, out)
+            selection = read_json(self.run.path("selection.json"))
+            for way in stage.selected_ways(selection):
+                self._arm(way, "gate")
+        say(f"  incumbent, best on dev without training: {selection['incumbent']}")
+
+    def _arm(self, way: "Way", split: str) -> None:
+        name = f"dev/{way.label}" if split == "dev" else way.arm
+        inputs = self._answered_by(way.as_dict())
+        if self.run.is_done(f"arm/{name}", inputs):
+            return
+        with self.run.stage(f"arm/{name}", inputs) as out:
+            arms = out / "arms" / "dev" if split == "dev" else out / "arms"
+            arms.mkdir(parents=True)
+            self.arena.run(self.base_model, way, split, arms, weights={"base": self.base.digest})  # type: ignore[arg-type]
+
+    def train(self) -> None:
+        """Train the adapter."""
+        inputs = self._trained_on()
+        with self._timed("train"):
+            if self._skip("train", inputs, "adapter"):
+                return
+            from tunesmith.train.stage import train
+
+            with self.run.stage("train", inputs) as out:
+                train(self.loaded, self.dataset, self.base, out)
+        say(f"  {self.run.path('adapter')}")
+
+    def evaluate(self) -> None:
+        """Merge, then answer the gate rows with the adapter and with the merged model, and measure the guards."""
+        from tunesmith import adapters
+        from tunesmith.evaluate import stage
+        from tunesmith.export.merge import merge
+
+        adapter, merged = self.run.path("adapter"), self.run.path("merged")
+        if not adapter.is_dir():
+            raise UserError(f"{adapter}: not there yet; `tunesmith train` makes it")
+        with self._timed("merge"):
+            inputs = self._common() | {"adapter": adapters.digest(adapter)}
+            if not self._skip("merge", inputs, "merged"):
+                with self.run.stage("merge", inputs) as out:
+                    merge(self.base, adapter, self.dataset.manifest()["systems"], out / "merged")
+        with self._timed("evaluate"):
+            arms = self.run.path("arms")
+            inputs = self._answered_by({"adapter": adapters.digest(adapter)})
+            inputs |= {"quantization": self.recipe.quantization, "baseline": sha256_file(arms / "zero_shot.jsonl")}
+            if not self.run.is_done("arm/adapter", inputs):
+                with self.run.stage("arm/adapter", inputs) as out:
+                    (out / "arms").mkdir()
+                    stage.run_adapter(self.arena, adapter, arms, out)
+            guards = self.run.path("guards-adapter.json")
+            digest = read_json(merged / "manifest.json")["digest"]
+            inputs = self._answered_by({"merged": digest}) | {"guards": sha256_file(guards)}
+            if not self._skip("arm/merged", inputs, "guards.json"):
+                with self.run.stage("arm/merged", inputs) as out:
+                    (out / "arms").mkdir()
+                    stage.run_merged(self.arena, merged, guards, out)
+        say(f"  {self.run.path('arms')}")
+
+    def gate(self) -> dict[str, Any]:
+        """Judge the run; returns the verdict."""
+        from tunesmith.gate.stage import gate
+
+        evidence = sorted(self.run.path("arms").glob("*.json*")) if self.run.path("arms").is_dir() else []
+        others = [self.run.path(name) for name in ("selection.json", "guards.json")]
+        inputs = self._common() | {
+            "gate": self.recipe.gate.model_dump(),
+            "score": self.recipe.score.model_dump(),
+            "evidence": {path.name: sha256_file(path) for path in [*evidence, *others] if path.is_file()},
+            "set": self.loaded.overrides(),
+        }
+        with self._timed("gate"):
+            if not self._skip("gate", inputs, "verdict.json"):
+                self.runs.mkdir(parents=True, exist_ok=True)
+                with self.run.stage("gate", inputs) as out:
+                    gate(self.loaded, self.run, self.runs / "ledger.jsonl", out)
+        verdict: dict[str, Any] = read_json(self.run.path("verdict.json"))
+        return verdict
+
+    def export(self) -> Path:
+        """Write the bundle of a run that ships."""
+        from tunesmith.evaluate.stage import scoring_dtype
+        from tunesmith.export.bundle import bundle
+
+        if not self.run.path("verdict.json").is_file():
+            raise UserError(f"{self.run.path('verdict.json')}: not there yet; `tunesmith gate` makes it")
+        with self._timed("export"):
+            dtype = str(scoring_dtype(self.arena)).removeprefix("torch.")
+            target = bundle(self.loaded, self.run, self.dataset, self.base, self.dist, dtype=dtype)
+        say(f"  {target}")
+        return target
+
+    # ------------------------------------------------------------------ telling
+
+    def _skip(self, stage: str, inputs: Mapping[str, Any], product: str) -> bool:
+        if self.run.is_done(stage, inputs):
+            say(f"  unchanged: {self.run.path(product)}")
+            return True
+        return False
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        say(f"{stage}")
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.times[stage] = time.monotonic() - began
+
+
+def quiet_libraries() -> None:
+    """Set, before the heavy imports, what keeps libraries off the network and off the terminal."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    import logging
+    import warnings
+
+    # On a CPU without its optional kernels bitsandbytes says so at import; the plain path is the one we test.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")

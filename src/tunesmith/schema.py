@@ -1,0 +1,29 @@
+"""The JSON Schema that a task's answers satisfy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from tunesmith.errors import UserError
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Read a JSON Schema (draft 2020-12) of an object.
+
+    Raises:
+        UserError: the file is not JSON, or not a JSON Schema of an object.
+    """
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it holds the JSON Schema of the answers") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except jsonschema.SchemaError as error:
+        raise UserError(f"{path}: not a JSON Schema: {error.message}") from None
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise UserError(f'{path}: must describe one object (`"type": "object"`)')
+    return schema
