@@ -1,4 +1,4 @@
-"""Make data/smoke: generated sentences with one colour word, to JSON. Small enough for a base that has learned nothing."""
+"""Make data/smoke: generated sentences with one colour word, to JSON; for a base that has learned nothing."""
 
 import itertools
 from pathlib import Path

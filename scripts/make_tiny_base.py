@@ -52,6 +52,8 @@ def make(directory: Path, *, seed: int = 0, hidden: int = 128) -> None:
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
+    # The pad token, which also ends turns, starts as a row of zeros; a tied head could then never predict it.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.initializer_range)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

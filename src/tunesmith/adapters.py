@@ -65,7 +65,9 @@ def verify(directory: Path, *, base: Base, prompt_digest: str) -> dict[str, Any]
     Raises:
         UserError: a file is missing or changed, pickled weights lie there, or base or prompt are others.
     """
-    problems = [f"{directory / name}: missing" for name in (*FILES, "manifest.json") if not (directory / name).is_file()]
+    problems = [
+        f"{directory / name}: missing" for name in (*FILES, "manifest.json") if not (directory / name).is_file()
+    ]
     if (directory / "adapter_model.bin").exists():
         problems.append(f"{directory / 'adapter_model.bin'}: pickled weights are not read")
     if problems:
@@ -77,7 +79,9 @@ def verify(directory: Path, *, base: Base, prompt_digest: str) -> dict[str, Any]
         if sha256_file(directory / name) != manifest["files"].get(name)
     ]
     if manifest["base"]["digest"] != base.digest:
-        problems.append(f"{directory}: was trained on another base ({manifest['base']['name']}), not on this {base.name}")
+        problems.append(
+            f"{directory}: was trained on another base ({manifest['base']['name']}), not on this {base.name}"
+        )
     if manifest["prompt_digest"] != prompt_digest:
         problems.append(f"{directory}: was trained with another prompt: template, tokenizer or system message differ")
     if problems:

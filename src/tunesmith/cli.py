@@ -188,7 +188,9 @@ def doctor() -> None:
     console = Console(highlight=False)
     found = hardware.look()
     console.print(f"device      {found.device} ({found.name}), {found.memory_gib:.1f} GiB, {found.cores} cores")
-    console.print(f"bfloat16    {'in hardware' if found.bf16 else 'not in hardware; float32 on a CPU, float16 on a GPU'}")
+    console.print(
+        f"bfloat16    {'in hardware' if found.bf16 else 'not in hardware; float32 on a CPU, float16 on a GPU'}"
+    )
     console.print(f"triton      {'yes' if found.triton else 'no; the head is computed for loss tokens only by ours'}")
     console.print(f"cache       {cache_dir()}")
     for name, number in versions().items():
@@ -261,7 +263,13 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
         return EnvironmentFault(
             "out of memory; nothing was published", hint="lower hardware.batch_tokens, or pick a smaller base"
         )
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+    if isinstance(error, OSError) and error.errno in {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    }:
         return EnvironmentFault(f"{error.filename or 'disk'}: {error.strerror}; nothing half-written was kept")
     return None
 

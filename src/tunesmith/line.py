@@ -102,7 +102,7 @@ class Line:
     # ------------------------------------------------------------------ stages
 
     def curate(self) -> None:
-        """Make the dataset with the task's own script, unless it is there and the script and its sources are the same."""
+        """Make the dataset with the task's own script, unless it is there and its script and sources are the same."""
         directory = self.dataset.directory
         script = self.loaded.root / "scripts" / f"curate_{directory.name.replace('-', '_')}.py"
         with self._timed("curate"):

@@ -18,7 +18,9 @@ class Bar:
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Move forward, and say something beside the bar."""
-        self._progress.update(self._task, advance=steps, **({} if note is None else {"note": note}))
+        self._progress.update(self._task, advance=steps)
+        if note is not None:
+            self._progress.update(self._task, note=note)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The one place where a chat template meets a row.
 
-In: a row and a tokenizer. Out: prompt token ids and completion token ids; training, baselines, evaluation and export all
-take them from here, so they cannot differ. Loss falls on the completion and its end-of-turn token, nothing else.
+In: a row and a tokenizer. Out: prompt token ids and completion token ids; training, baselines, evaluation and export
+all take them from here, so they cannot differ. Loss falls on the completion and its end-of-turn token, nothing else.
 Text in a row never becomes a control token: the template's own are the only ones (`sanitize_control_tokens` of
 transformers 5.23, and `split_special_tokens` for the completion).
 """

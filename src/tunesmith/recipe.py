@@ -69,7 +69,7 @@ RESERVED: dict[str, dict[str, str]] = {
     },
 }
 
-# Values that upstream's constructors accept and that cannot be meant: (section, key) -> (lowest, highest, exclusive low)
+# Values that upstream takes and that cannot be meant: (section, key) -> (lowest, highest, whether lowest is excluded)
 RANGES: dict[tuple[str, str], tuple[float, float, bool]] = {
     ("lora", "r"): (1, 512, False),
     ("lora", "lora_alpha"): (0, 4096, True),
@@ -323,9 +323,7 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
                 problems.append(f"{where}: set by the toolkit; {reserved[key]}")
             elif key not in known:
                 problems.append(f"{where}: unknown key{_did_you_mean(key, set(known) - set(reserved))}")
-            elif problem := known[key].problem(value):
-                problems.append(f"{where}: {problem}")
-            elif problem := _range_problem(section, key, value):
+            elif problem := known[key].problem(value) or _range_problem(section, key, value):
                 problems.append(f"{where}: {problem}")
         for key in MUST_STATE[section]:
             if key not in values:
@@ -372,7 +370,9 @@ def recipe_json_schema() -> dict[str, Any]:
     schema["properties"]["extends"] = {"type": "string", "description": "Name of one parent recipe beside this one."}
     for section, reserved in RESERVED.items():
         keys = {
-            name: {"description": field.annotation} for name, field in upstream.fields(section).items() if name not in reserved
+            name: {"description": field.annotation}
+            for name, field in upstream.fields(section).items()
+            if name not in reserved
         }
         description = schema["properties"][section].get("description", "")
         schema["properties"][section] = {

@@ -112,7 +112,7 @@ class Run:
         return self.directory / "stages" / f"{stage.replace('/', '-')}.json"
 
 
-# Directories that several stages share: their files move one by one. Any other directory is one stage's and moves whole.
+# Directories that several stages share: their files move one by one. Any other is one stage's and moves whole.
 SHARED = {"arms", "arms/dev"}
 
 

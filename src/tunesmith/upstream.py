@@ -108,7 +108,7 @@ def _type(node: ast.expr) -> Any:
                 return str if any(isinstance(m, str) and "[" in m for m in members) else Literal[members]
             case "list":
                 # Upstream turns lists into tuples where it wants them; the parts are checked by its constructor.
-                return list[_type(inner[0]) or Any]
+                return list
             case "dict":
                 return dict
             case _:

@@ -23,7 +23,9 @@ SHOWN_IDS = 5
 HELD_OUT: tuple[Split, ...] = ("dev", "gate", "confirm")
 
 
-def examine(rows: Sequence[Row], held_out: Sequence[Row], renderer: Renderer, schema: Any, max_tokens: int) -> list[Finding]:
+def examine(
+    rows: Sequence[Row], held_out: Sequence[Row], renderer: Renderer, schema: Any, max_tokens: int
+) -> list[Finding]:
     """Run every check over the training rows; a row that cannot be rendered fails the check named `template`."""
     rendered: list[Checked] = []
     unrendered: list[str] = []
@@ -93,7 +95,9 @@ def show(result: dict[str, Any], dataset: Dataset, base: Base, console: Console)
     for finding in result["checks"]:
         table.add_row(finding["name"], finding["status"], finding["says"])
     console.print(table)
-    console.print(f"{result['rows']} rows, {result['tokens']['mean']} tokens on average, longest {result['tokens']['longest']}")
+    console.print(
+        f"{result['rows']} rows, {result['tokens']['mean']} tokens on average, longest {result['tokens']['longest']}"
+    )
     renderer = Renderer(base.tokenizer(), base.end_ids())
     for row in dataset.rows("train")[:2]:
         console.print(f"\nrow {row.id}; the tokens between ⟦ and ⟧ carry loss:")

@@ -29,7 +29,9 @@ def json_constraint(renderer: Renderer, schema: dict[str, Any], vocabulary: int)
     options = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema | {"x-guidance": options}))
     if problem := LLMatcher.validate_grammar(grammar, tokenizer):
-        raise UserError(f"data.schema: constrained decoding cannot enforce it: {problem}; or set arms.constrained=false")
+        raise UserError(
+            f"data.schema: constrained decoding cannot enforce it: {problem}; or set arms.constrained=false"
+        )
     return lambda rows: _GrammarProcessor(tokenizer, grammar, rows, vocabulary, renderer.pad_id)
 
 

@@ -1,7 +1,7 @@
 """Score one answer that should be one JSON object.
 
-Strict is what a program would see: `json.loads` of the whole answer. Lenient takes the object out of a fence or of prose
-and is reported apart, because a wrapper is a fault of form, not of content. Everything else is scored strictly.
+Strict is what a program would see: `json.loads` of the whole answer. Lenient takes the object out of a fence or of
+prose and is reported apart, because a wrapper is a fault of form, not of content. All else is scored strictly.
 """
 
 import json

@@ -29,7 +29,9 @@ def open_arena(loaded: LoadedRecipe, dataset: Dataset, base: Base) -> Arena:
 
 def scoring_dtype(arena: Arena) -> torch.dtype:
     """The dtype that the hardware profile computes in."""
-    profile = hardware.choose(hardware.look(), arena.recipe, longest_row=arena.recipe.data.max_tokens, base_gib_fp32=0.0)
+    profile = hardware.choose(
+        hardware.look(), arena.recipe, longest_row=arena.recipe.data.max_tokens, base_gib_fp32=0.0
+    )
     return profile.torch_dtype
 
 
@@ -55,9 +57,7 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
             "primary": primary,
             "incumbent": incumbent.arm,
             "ways": [way.as_dict() for way in chosen],
-            "dev_means": {
-                path.stem: read_json(path)["means"][primary] for path in sorted(dev.glob("*.json"))
-            },
+            "dev_means": {path.stem: read_json(path)["means"][primary] for path in sorted(dev.glob("*.json"))},
         },
     )
 

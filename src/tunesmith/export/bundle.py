@@ -1,7 +1,7 @@
 """A shipped run becomes a bundle: adapter, merged model, card and the hash of every file.
 
-Nothing is exported without a SHIP, and nothing is published before the merged model, reloaded from the bundle's own files
-in a fresh process, has repeated the answers that were judged.
+Nothing is exported without a SHIP, and nothing is published before the merged model, reloaded from the bundle's own
+files in a fresh process, has repeated the answers that were judged.
 """
 
 import os
@@ -51,7 +51,9 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
         write_atomic(out / "README.md", card)
         parity = _replay_in_fresh_process(out / "merged", dataset, run.path("arms/merged"), dtype)
         write_json(out / "parity.json", parity)
-        write_json(out / "manifest.json", {"name": recipe.name, "version": recipe.export.version, "files": sha256_tree(out)})
+        write_json(
+            out / "manifest.json", {"name": recipe.name, "version": recipe.export.version, "files": sha256_tree(out)}
+        )
         publish(out, target)
     return target
 
@@ -65,7 +67,9 @@ def _same_bytes(merged: Path, judged: str) -> None:
     manifest = read_json(merged / "manifest.json")
     now = {name: digest for name, digest in sha256_tree(merged).items() if name != "manifest.json"}
     if now != manifest["files"] or manifest["digest"] != judged:
-        raise UserError(f"{merged}: not the bytes that were judged; run `tunesmith evaluate` and `tunesmith gate` again")
+        raise UserError(
+            f"{merged}: not the bytes that were judged; run `tunesmith evaluate` and `tunesmith gate` again"
+        )
 
 
 def _replay_in_fresh_process(model: Path, dataset: Dataset, arm: Path, dtype: str) -> dict[str, object]:

@@ -58,7 +58,9 @@ def read_evidence(run: Path) -> Evidence:
         run / "arms" / "adapter.jsonl": "evaluate",
         run / "arms" / "merged.jsonl": "evaluate",
     }
-    missing = [f"{path}: not there yet; `tunesmith {stage}` makes it" for path, stage in needed.items() if not path.exists()]
+    missing = [
+        f"{path}: not there yet; `tunesmith {stage}` makes it" for path, stage in needed.items() if not path.exists()
+    ]
     if missing:
         raise UserError(missing)
     arms = {}

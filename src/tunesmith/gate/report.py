@@ -42,7 +42,16 @@ def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) 
 
 def _arms(verdict: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("arm", verdict["primary"], "field F1", "valid JSON", "lenient", "schema", "invented", "tokens in/out"):
+    for column in (
+        "arm",
+        verdict["primary"],
+        "field F1",
+        "valid JSON",
+        "lenient",
+        "schema",
+        "invented",
+        "tokens in/out",
+    ):
         table.add_column(column, justify="left" if column == "arm" else "right")
     order = ["zero_shot", "few_shot", "retrieval", "constrained", "adapter", "merged"]
     for name in sorted(verdict["arms"], key=lambda arm: order.index(arm) if arm in order else len(order)):
@@ -99,4 +108,6 @@ def _rows(ids: list[str], evidence: Evidence, incumbent: str, console: Console) 
             (incumbent, other[row_id]["prediction"]),
         ):
             line = " ".join(text.split())
-            console.print(f"    {label:<11} {line[:160]}{' …' if len(line) > 160 else ''}", markup=False, soft_wrap=True)
+            console.print(
+                f"    {label:<11} {line[:160]}{' …' if len(line) > 160 else ''}", markup=False, soft_wrap=True
+            )

@@ -70,7 +70,11 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
             len({arm.about["split_digest"] for arm in arms}) == 1,
             "every arm answered the same bytes of the gate split",
         ),
-        ("same_prompt", len({arm.about["prompt_digest"] for arm in arms}) == 1, "one prompt function rendered all arms"),
+        (
+            "same_prompt",
+            len({arm.about["prompt_digest"] for arm in arms}) == 1,
+            "one prompt function rendered all arms",
+        ),
         (
             "same_settings",
             all(arm.about["settings"] == adapter.about["settings"] for arm in arms),

@@ -85,7 +85,9 @@ def describe(arm: Arm, alpha: float) -> dict[str, Any]:
 
 def fields(arm: Arm) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 of each field over all rows, and of all fields together (micro)."""
-    counts = {kind: Counter(path for row in arm.rows for path in row["fields"][kind]) for kind in ("right", "wrong", "missed")}
+    counts = {
+        kind: Counter(path for row in arm.rows for path in row["fields"][kind]) for kind in ("right", "wrong", "missed")
+    }
     paths = sorted(set().union(*counts.values()))
     table = {path: _prf(*(counts[kind][path] for kind in ("right", "wrong", "missed"))) for path in paths}
     table["all"] = _prf(*(sum(counts[kind].values()) for kind in ("right", "wrong", "missed")))

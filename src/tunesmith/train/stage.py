@@ -148,7 +148,7 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
 def write_lock(
     path: Path, loaded: LoadedRecipe, profile: Profile, lora: LoraConfig, trainer: dict[str, Any], base: Base
 ) -> None:
-    """Write every resolved value: the recipe with its defaults, upstream's defaults, the machine's choices, versions."""
+    """Write every resolved value: the recipe, upstream's defaults, the machine's choices, versions."""
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in lora.to_dict().items()}
     lock = {
         "recipe": loaded.recipe.as_dict(),

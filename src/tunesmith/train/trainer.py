@@ -63,7 +63,7 @@ class BucketSampler(Sampler[int]):
             yield from batch
 
 
-class AdapterTrainer(SFTTrainer):
+class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are rendered already."""
 
     def __init__(self, *args: Any, lengths: Sequence[int], effective_batch: int, **kwargs: Any) -> None:

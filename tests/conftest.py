@@ -1,0 +1,81 @@
+"""What tests share: a tiny base made on the spot, a project of its own in a temporary directory, no network."""
+
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout under test."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base with a tokenizer and template of its own."""
+    directory = tmp_path_factory.mktemp("tiny-base")
+    runpy.run_path(str(REPOSITORY / "scripts" / "make_tiny_base.py"))["make"](directory)
+    return directory
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project directory with our recipes and scripts, the tiny base in its place, and nothing made yet."""
+    root = tmp_path / "project"
+    for name in ("recipes", "scripts"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for task in (REPOSITORY / "data").iterdir():
+        committed = [task / name for name in ("schema.json", "sources.lock") if (task / name).is_file()]
+        (root / "data" / task.name).mkdir(parents=True)
+        for path in committed:
+            shutil.copy(path, root / "data" / task.name)
+    (root / ".cache").mkdir()
+    (root / ".cache" / "tiny-base").symlink_to(tiny_base)
+    monkeypatch.chdir(root)
+    return root
+
+
+Tunesmith = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def tunesmith(project: Path) -> Tunesmith:
+    """Run the `tunesmith` command in the project, as a user would: in a process of its own."""
+
+    def run(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "tunesmith.cli", *arguments]
+        return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Refuse every connection but to this machine itself, except where a test says that it needs the package index."""
+    if request.node.get_closest_marker("package_index"):
+        yield
+        return
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> object:
+        host = address[0] if isinstance(address, tuple) else ""
+        if self.family in {socket.AF_INET, socket.AF_INET6} and host not in {"127.0.0.1", "::1", "localhost"}:
+            raise OSError(f"a test tried to reach {host}")
+        return connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    yield
