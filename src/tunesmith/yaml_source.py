@@ -1,6 +1,7 @@
 """YAML 1.2 read strictly, every value with the file and line it came from.
 
-No anchors, no aliases, no tags, no duplicate keys: a recipe is data that a reviewer can read from top to bottom.
+No anchors, no aliases, no merge keys, no tags, no directives, no duplicate keys: a recipe is data that a reviewer can
+read from top to bottom.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
-from ruamel.yaml.tokens import AliasToken, AnchorToken, TagToken
+from ruamel.yaml.tokens import AliasToken, AnchorToken, DirectiveToken, ScalarToken, TagToken
 
 from tunesmith.errors import UserError
 
@@ -49,7 +50,7 @@ class YamlSource:
         keys = tuple(dotted.split("."))
         try:
             value = _plain(YAML(typ="rt", pure=True).load(text), (), "", {})
-        except YAMLError:
+        except (YAMLError, ValueError, RecursionError):
             raise UserError(f"--set {dotted}={text}: the value is not YAML; quote it") from None
         section: Any = self.values
         for key in keys[:-1]:
@@ -77,8 +78,8 @@ def read_yaml(path: Path, label: str) -> YamlSource:
     """Read one YAML mapping. `label` names the file in messages and places.
 
     Raises:
-        UserError: the file is missing, not UTF-8, not YAML, not a mapping, or uses anchors, aliases, tags or a key
-            twice.
+        UserError: the file is missing, not UTF-8, not YAML, not a mapping, or uses anchors, aliases, merge keys, tags,
+            directives, a key that is not text, or a key twice.
     """
     if not path.is_file():
         raise UserError(f"{label}: no such file")
@@ -97,6 +98,8 @@ def read_yaml(path: Path, label: str) -> YamlSource:
         raise UserError(f"{label}:{line}: not YAML: {problem}") from None
     except YAMLError as error:
         raise UserError(f"{label}: not YAML: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{label}: a value cannot be read: {error}") from None
     if not isinstance(loaded, CommentedMap):
         raise UserError(f"{label}: must hold a mapping of keys to values")
     places: dict[Keys, str] = {}
@@ -104,18 +107,28 @@ def read_yaml(path: Path, label: str) -> YamlSource:
 
 
 def _refuse_clever_yaml(text: str, label: str) -> None:
-    words = {AnchorToken: "an anchor (&)", AliasToken: "an alias (*)", TagToken: "a tag (!)"}
+    words = {
+        AnchorToken: "an anchor (&)",
+        AliasToken: "an alias (*)",
+        TagToken: "a tag (!)",
+        # `%YAML 1.1` would make `no` a boolean and 12:30 a number.
+        DirectiveToken: "a directive (%)",
+    }
     for token in YAML(typ="rt", pure=True).scan(text):
-        if type(token) in words:
-            line = token.start_mark.line + 1
-            raise UserError(f"{label}:{line}: {words[type(token)]} is not allowed; write the value out")
+        merges = isinstance(token, ScalarToken) and token.plain and token.value == "<<"
+        if merges or type(token) in words:
+            word = "a merge key (<<)" if merges else words[type(token)]
+            raise UserError(f"{label}:{token.start_mark.line + 1}: {word} is not allowed; write the value out")
 
 
 def _plain(node: Any, keys: Keys, label: str, places: dict[Keys, str]) -> Any:
     """Turn ruamel's round-trip nodes into plain values, noting where each stands."""
     if isinstance(node, CommentedMap):
         for key in node:
-            places[(*keys, key)] = f"{label}:{node.lc.key(key)[0] + 1}"
+            place = f"{label}:{node.lc.key(key)[0] + 1}"
+            if not isinstance(key, str):
+                raise UserError(f"{place}: key {key!r} is not text; quote it")
+            places[(*keys, key)] = place
         return {str(key): _plain(value, (*keys, key), label, places) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
         for index in range(len(node)):

@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from tunesmith.progress import bar
 from tunesmith.prompt import Renderer
 
-BATCH_ROWS = 32
+BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+# Every target sets up by itself what it needs: Python 3.11 or newer and a package index are enough.
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help setup train smoke test check data eval export serve tiny-base clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TINY := .cache/tiny-base/model.safetensors
+SMOKE := build/smoke
+
+# RECIPE=json-extract  BASE=tiny  SET="lora.r=32 seed=1"
+RECIPE ?=
+OPTIONS = $(if $(BASE),--base $(BASE)) $(foreach pair,$(SET),--set $(pair))
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@echo
+	@echo 'recipes: $(filter-out bases,$(basename $(notdir $(wildcard recipes/*.yaml))))'
+
+setup: $(READY) ## Make .venv with the pinned set
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(READY) $(if $(filter tiny,$(BASE)),tiny-base) ## RECIPE=<name> [BASE=<name>]: the whole line, data to verdict and bundle
+	@$(call need_recipe)
+	$(BIN)/tunesmith run $(RECIPE) $(OPTIONS)
+
+data: $(READY) ## Make the rows of every task
+	@for name in $(filter-out bases,$(basename $(notdir $(wildcard recipes/*.yaml)))); do $(BIN)/tunesmith curate $$name || exit $$?; done
+
+eval: $(READY) ## RECIPE=<name>: answer the gate rows with every arm, and judge
+	@$(call need_recipe)
+	$(BIN)/tunesmith evaluate $(RECIPE) $(OPTIONS)
+	$(BIN)/tunesmith gate $(RECIPE) $(OPTIONS)
+
+export: $(READY) ## RECIPE=<name>: write the bundle of a run that ships
+	@$(call need_recipe)
+	$(BIN)/tunesmith export $(RECIPE) $(OPTIONS)
+
+serve: $(READY) ## BUNDLE=dist/<name>-<version>: OpenAI-compatible HTTP on localhost, by transformers' own server
+	@test -d "$(BUNDLE)/merged" || { echo 'serve: set BUNDLE=dist/<name>-<version>; there are: $(wildcard dist/*)' >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]'
+	HF_HUB_OFFLINE=1 $(BIN)/transformers serve $(BUNDLE)/merged --host localhost
+
+tiny-base: $(TINY) ## Make the tiny random base that smoke and tests use
+
+$(TINY): scripts/make_tiny_base.py | $(READY)
+	$(BIN)/python scripts/make_tiny_base.py --out $(@D)
+
+smoke: $(READY) tiny-base ## The whole line on the tiny base, LoRA and QLoRA, in about a minute
+	rm -rf $(SMOKE)
+	$(BIN)/tunesmith run smoke --runs $(SMOKE)/lora --dist $(SMOKE)/dist
+	$(BIN)/tunesmith run smoke-qlora --runs $(SMOKE)/qlora --dist $(SMOKE)/dist
+
+check: $(READY) ## Lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(READY) ## All tests
+	$(BIN)/python -m pytest $(PYTEST)
+
+clean: ## Delete what was made here: environment, tiny base, runs, bundles, rows
+	rm -rf $(VENV) .cache build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -f data/*/*.jsonl data/*/manifest.json
+
+define need_recipe
+test -n "$(RECIPE)" || { echo 'set RECIPE=<name>; `make help` lists the recipes' >&2; exit 2; }
+endef
