@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tunesmith.bases import quiet
+
 SPECIAL = ["<|unk|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -55,11 +57,14 @@ def make(directory: Path, *, seed: int = 0, hidden: int = 128) -> None:
     # The pad token, which also ends turns, starts as a row of zeros; a tied head could then never predict it.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.initializer_range)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(directory)
+    with quiet():
+        model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(".cache/tiny-base"))
-    make(parser.parse_args().out)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    make(options.out, seed=options.seed)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tunesmith import adapters
-from tunesmith.bases import Base
+from tunesmith.bases import Base, quiet
 from tunesmith.files import read_json, sha256_json, sha256_tree, write_json
 from tunesmith.prompt import Renderer
 
@@ -28,13 +28,16 @@ def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
     model = base.model(dtype=torch.float32)
     merged = adapters.attach(model, adapter).merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, stored_dtype(base)))
-    merged.save_pretrained(out)
+    with quiet():
+        merged.save_pretrained(out)
     for path in sorted(base.directory.iterdir()):
         # Tokenizer and template as bytes: saved again by a library they could differ.
         if path.is_file() and path.suffix != ".safetensors" and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
     (out / "manifest.json").unlink(missing_ok=True)
-    (out / "model.safetensors.index.json").unlink(missing_ok=True) if _single_file(out) else None
+    if (out / "model.safetensors").exists():
+        # The base's index names shards that the merged model may not have.
+        (out / "model.safetensors.index.json").unlink(missing_ok=True)
     files = sha256_tree(out)
     write_json(
         out / "manifest.json",
@@ -53,7 +56,3 @@ def stored_dtype(base: Base) -> str:
     """The dtype that the base's weights are stored in."""
     dtype: str = read_json(base.directory / "config.json").get("dtype", "float32")
     return dtype
-
-
-def _single_file(out: Path) -> bool:
-    return (out / "model.safetensors").exists()

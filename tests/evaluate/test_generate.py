@@ -1,0 +1,133 @@
+"""Answers do not depend on the company they are generated in. Padding tests compare scores: text can hide a fault."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunesmith.evaluate.constrain import json_constraint
+from tunesmith.evaluate.generate import (
+    Settings,
+    _for_batch,
+    _read_prefix,
+    batches,
+    common_prefix,
+    generate,
+    pad_left,
+    settings_for,
+)
+from tunesmith.evaluate.score_json import parse_strict
+from tunesmith.line import Line
+from tunesmith.schema import read_schema
+
+
+@pytest.fixture
+def line(project: Path) -> Line:
+    line = Line("smoke")
+    line.curate()
+    return line
+
+
+def prompts_of(line: Line, count: int) -> list[list[int]]:
+    rows = line.dataset.rows("gate")[:count]
+    return [line.arena.renderer.prompt_ids(row.messages) for row in rows]
+
+
+def next_scores(line: Line, prompts: list[list[int]], prefix: int) -> torch.Tensor:
+    """Log-probabilities of the next token, as generation computes them: shared prefix, padding on the left."""
+    model = line.base_model
+    ids, mask = pad_left(prompts, prefix, line.arena.renderer.pad_id)
+    with torch.inference_mode():
+        shared = _read_prefix(model, prompts[0][:prefix]) if prefix else None
+        own = ids if shared is None else ids[:, prefix:]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
+        cache = _for_batch(shared, len(prompts))
+        output = model(input_ids=own, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        scores: torch.Tensor = output.logits[:, -1].log_softmax(-1)
+    return scores
+
+
+def test_a_batch_gives_the_scores_of_each_prompt_alone(line: Line) -> None:
+    prompts = prompts_of(line, 5)
+    assert len({len(p) for p in prompts}) > 1
+    together = next_scores(line, prompts, prefix=0)
+    alone = torch.cat([next_scores(line, [p], prefix=0) for p in prompts])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_padding_on_the_right_would_be_noticed(line: Line) -> None:
+    """The test above can fail: the same comparison with the other side padded does."""
+    prompts = prompts_of(line, 5)
+    width = max(map(len, prompts))
+    pad = line.arena.renderer.pad_id
+    ids = torch.tensor([p + [pad] * (width - len(p)) for p in prompts])
+    mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts])
+    with torch.inference_mode():
+        wrong = line.base_model(input_ids=ids, attention_mask=mask).logits[:, -1].log_softmax(-1)
+    alone = torch.cat([next_scores(line, [p], prefix=0) for p in prompts])
+    assert not torch.allclose(wrong, alone, atol=1e-2)
+
+
+def test_a_shared_prefix_gives_the_scores_of_the_whole_prompt(line: Line) -> None:
+    prompts = prompts_of(line, 5)
+    prefix = common_prefix(prompts)
+    assert prefix > 10
+    assert torch.allclose(next_scores(line, prompts, prefix), next_scores(line, prompts, 0), atol=1e-5)
+
+
+def test_generation_with_and_without_shared_prefix_writes_the_same(line: Line) -> None:
+    arena, prompts = line.arena, prompts_of(line, 9)
+    runs = [
+        generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=prefix, label="test")
+        for prefix in (0, common_prefix(prompts))
+    ]
+    assert [a.text for _, a in sorted(runs[0].items())] == [a.text for _, a in sorted(runs[1].items())]
+
+
+def test_answers_carry_their_tokens_and_whether_they_ended(line: Line) -> None:
+    arena, prompts = line.arena, prompts_of(line, 3)
+    answers = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="test")
+    for index, prompt in enumerate(prompts):
+        assert answers[index].tokens_in == len(prompt)
+        assert 1 <= answers[index].tokens_out <= arena.settings.max_new_tokens
+        assert answers[index].ended or answers[index].tokens_out == arena.settings.max_new_tokens
+
+
+def test_defaults_in_a_models_files_do_not_change_an_arm(line: Line) -> None:
+    arena, prompts = line.arena, prompts_of(line, 4)
+    plain = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="test")
+    config = line.base_model.generation_config
+    config.do_sample, config.temperature, config.repetition_penalty = True, 3.0, 5.0
+    swayed = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="test")
+    assert [plain[i].text for i in range(4)] == [swayed[i].text for i in range(4)]
+
+
+def test_constrained_answers_satisfy_the_schema(line: Line) -> None:
+    arena, prompts = line.arena, prompts_of(line, 12)
+    schema = read_schema(line.loaded.schema_path)
+    constraint = json_constraint(arena.renderer, schema, line.base_model.config.vocab_size)
+    free = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="free")
+    bound = generate(
+        line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="bound", constraint=constraint
+    )
+    assert all(arena.validator.is_valid(parse_strict(answer.text)) for answer in bound.values())
+    assert all(answer.ended for answer in bound.values())
+    assert not any(answer.text.startswith("{") for answer in free.values())
+
+
+def test_every_prompt_is_in_one_batch_longest_first() -> None:
+    prompts = [[0] * length for length in (3, 9, 4, 9, 1)]
+    cut = batches(prompts, 2)
+    assert cut == [[1, 3], [2, 0], [4]]
+
+
+def test_the_common_prefix_leaves_each_prompt_a_token_of_its_own() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 4]]) == 1
+    assert common_prefix([[1, 2, 3]]) == 0
+    assert common_prefix([[5], [6]]) == 0
+
+
+def test_settings_survive_their_file(line: Line) -> None:
+    settings = settings_for(line.arena.renderer, 24)
+    assert Settings(**settings.as_dict()) == settings

@@ -1,0 +1,149 @@
+"""What is merged is base plus adapter, shown on an adapter whose B is not zero."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from tunesmith import adapters
+from tunesmith.bases import load_model
+from tunesmith.errors import Diverged, UserError
+from tunesmith.export.merge import merge
+from tunesmith.files import read_json, write_json
+from tunesmith.line import Line
+
+
+@pytest.fixture
+def line(project: Path) -> Line:
+    line = Line("smoke")
+    line.curate()
+    return line
+
+
+def write_adapter(line: Line, directory: Path, *, scale: float = 0.1, prompt_digest: str | None = None) -> Path:
+    """An adapter with random weights in A and in B."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    model = get_peft_model(line.base.model(dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * scale
+    bound = {"prompt_digest": prompt_digest or line.arena.prompt_digest, "quantization": "none"}
+    adapters.save(model, directory, base=line.base, bound=bound)
+    return directory
+
+
+def logits(model: object, line: Line) -> torch.Tensor:
+    ids = torch.tensor([line.arena.renderer.prompt_ids(line.dataset.rows("gate")[0].messages)])
+    with torch.inference_mode():
+        result: torch.Tensor = model(input_ids=ids).logits  # type: ignore[operator]
+    return result
+
+
+def test_merged_computes_what_base_and_adapter_compute(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    with_adapter = logits(adapters.attach(line.base.model(dtype=torch.float32), adapter), line)
+    merged = logits(load_model(tmp_path / "merged", dtype=torch.float32), line)
+    base = logits(line.base.model(dtype=torch.float32), line)
+    assert torch.allclose(merged, with_adapter, atol=1e-4)
+    assert float((merged - base).abs().max()) > 0.1
+
+
+def test_each_weight_is_the_base_plus_scaled_b_a(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    base = load_file(line.base.directory / "model.safetensors")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    lora = load_file(adapter / "adapter_model.safetensors")
+    assert merged.keys() == base.keys()
+    moved = 0
+    for name, weight in base.items():
+        stem = "base_model.model." + name.removesuffix(".weight")
+        expected = weight
+        if f"{stem}.lora_A.weight" in lora:
+            expected = weight + 2.0 * lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
+            moved += 1
+        assert torch.allclose(merged[name], expected, atol=1e-5), name
+    assert moved == 14
+
+
+def test_the_merged_directory_carries_the_bases_tokenizer_byte_for_byte(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "merged" / name).read_bytes() == (line.base.directory / name).read_bytes()
+
+
+def test_the_manifest_lists_every_file(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    manifest = read_json(tmp_path / "merged" / "manifest.json")
+    there = {path.name for path in (tmp_path / "merged").iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == there
+    assert manifest["adapter"] == adapters.digest(adapter)
+
+
+def test_an_adapter_of_another_prompt_is_refused(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter", prompt_digest="0" * 64)
+    with pytest.raises(UserError, match="was trained with another prompt"):
+        merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    manifest = read_json(adapter / "manifest.json")
+    manifest["base"]["digest"] = "0" * 64
+    write_json(adapter / "manifest.json", manifest)
+    with pytest.raises(UserError, match="was trained on another base"):
+        adapters.verify(adapter, base=line.base, prompt_digest=line.arena.prompt_digest)
+
+
+def test_a_changed_adapter_is_refused(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="differs from the manifest"):
+        adapters.verify(adapter, base=line.base, prompt_digest=line.arena.prompt_digest)
+
+
+def test_pickled_weights_beside_an_adapter_are_refused(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    (adapter / "adapter_model.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(UserError, match="pickled weights are not read"):
+        adapters.verify(adapter, base=line.base, prompt_digest=line.arena.prompt_digest)
+
+
+def test_an_adapter_whose_keys_do_not_fit_is_refused(line: Line, tmp_path: Path) -> None:
+    """peft would go on with random weights and say nothing."""
+    from safetensors.torch import save_file
+
+    adapter = write_adapter(line, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace("layers.", "blocks."): tensor for name, tensor in weights.items()}
+    save_file(renamed, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="its tensors do not fit the base"):
+        adapters.attach(line.base.model(dtype=torch.float32), adapter)
+
+
+def test_an_adapter_that_learned_nothing_is_not_written(line: Line, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="every lora_B is zero"):
+        write_adapter(line, tmp_path / "adapter", scale=0.0)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_adapter_of_nan_is_not_written(line: Line, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="not numbers"):
+        write_adapter(line, tmp_path / "adapter", scale=float("nan"))
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_two_processes_would_write_the_same_adapter(line: Line, tmp_path: Path) -> None:
+    first, second = (write_adapter(line, tmp_path / name) for name in ("one", "two"))
+    for name in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()

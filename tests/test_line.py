@@ -1,0 +1,236 @@
+"""The whole line through the command, on the tiny base: verdicts, skipping, killing, repeating."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.files import read_json, sha256_file, sha256_tree
+
+# Latencies are the one thing that two equal runs may not share.
+TIMED = {"latency_p50_s", "latency_p95_s"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, repository: Path) -> Path:
+    """A project in which the smoke recipe has run from end to end."""
+    root = tmp_path_factory.mktemp("finished")
+    for name in ("recipes", "scripts"):
+        shutil.copytree(repository / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for task in ("smoke", "json-extract"):
+        (root / "data" / task).mkdir(parents=True)
+        shutil.copy(repository / "data" / task / "schema.json", root / "data" / task)
+    (root / ".cache").mkdir()
+    (root / ".cache" / "tiny-base").symlink_to(tiny_base)
+    done = command(root, "run", "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root / "stdout.txt").write_text(done.stdout)
+    (root / "stderr.txt").write_text(done.stderr)
+    return root
+
+
+def command(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "tunesmith.cli", *arguments]
+    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+
+
+def run_directory(root: Path, name: str = "smoke") -> Path:
+    (directory,) = (root / "runs").glob(f"{name}-*")
+    return directory
+
+
+def untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: untimed(part) for key, part in value.items() if key not in TIMED}
+    return [untimed(part) for part in value] if isinstance(value, list) else value
+
+
+def verdict_of(root: Path) -> Any:
+    return untimed(read_json(run_directory(root) / "verdict.json"))
+
+
+def fresh_copy(finished: Path, root: Path) -> Path:
+    """The same project with nothing run in it."""
+    shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("runs", "dist"))
+    return root
+
+
+def test_the_line_ships_an_adapter_that_learned(finished: Path) -> None:
+    verdict = verdict_of(finished)
+    assert verdict["verdict"] == "SHIP"
+    assert verdict["incumbent"] == "constrained"
+    assert verdict["arms"]["adapter"]["exact_match"]["mean"] > verdict["arms"]["constrained"]["exact_match"]["mean"]
+    assert set(verdict["arms"]) == {"zero_shot", "few_shot", "retrieval", "constrained", "adapter", "merged"}
+
+
+def test_the_report_is_for_a_person(finished: Path) -> None:
+    out, err = (finished / "stdout.txt").read_text(), (finished / "stderr.txt").read_text()
+    assert "SHIP: smoke ships: it beats the best arm without training by more than noise" in out
+    assert "Fixed by the adapter" in out
+    assert "constrained*" in out
+    assert "\x1b[" not in out
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    assert "took" in err
+
+
+def test_a_run_holds_what_the_architecture_says(finished: Path) -> None:
+    run = run_directory(finished)
+    for name in (
+        "check.json",
+        "selection.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/manifest.json",
+        "train.jsonl",
+        "loss.png",
+        "recipe.lock.yaml",
+        "merged/model.safetensors",
+        "arms/adapter.jsonl",
+        "arms/dev/retrieval-2.jsonl",
+        "guards.json",
+        "verdict.json",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert not (run / ".scratch").exists() or not list((run / ".scratch").iterdir())
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] / 4
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_lock_states_every_resolved_value(finished: Path) -> None:
+    from ruamel.yaml import YAML
+
+    lock = YAML(typ="safe").load((run_directory(finished) / "recipe.lock.yaml").read_text())
+    assert lock["trainer"]["learning_rate"] == lock["recipe"]["trainer"]["learning_rate"] == 0.01
+    assert lock["trainer"]["adam_beta2"] == 0.999
+    assert lock["lora"]["lora_dropout"] == 0.0
+    assert lock["recipe"]["gate"]["alpha"] == 0.05
+    assert lock["profile"]["dtype"] == "float32"
+    assert str(finished) not in (run_directory(finished) / "recipe.lock.yaml").read_text()
+
+
+def test_the_bundle_lists_the_hash_of_every_file(finished: Path) -> None:
+    bundle = finished / "dist" / "smoke-0.1.0"
+    manifest = read_json(bundle / "manifest.json")
+    now = {name: digest for name, digest in sha256_tree(bundle).items() if name != "manifest.json"}
+    assert manifest["files"] == now
+    assert {"adapter/adapter_model.safetensors", "merged/model.safetensors", "README.md", "verdict.json"} <= set(now)
+    assert not [name for name in now if name.endswith((".bin", ".pt", ".pkl"))]
+    parity = read_json(bundle / "parity.json")
+    assert parity["same"] is True
+    assert parity["rows"] >= 32
+
+
+def test_the_model_card_carries_the_verdicts_numbers(finished: Path) -> None:
+    card = (finished / "dist" / "smoke-0.1.0" / "README.md").read_text()
+    verdict = verdict_of(finished)
+    assert "## Verdict: SHIP" in card
+    assert f"| adapter | {verdict['arms']['adapter']['exact_match']['mean']:.3f} |" in card
+    assert verdict["digests"]["adapter"] in card
+    assert "{{" not in card
+
+
+def test_the_same_command_again_skips_everything(finished: Path) -> None:
+    before = sha256_tree(run_directory(finished))
+    began = time.monotonic()
+    again = command(finished, "run", "smoke", "--until", "gate")
+    assert again.returncode == 0, again.stderr
+    assert "training" not in again.stderr
+    assert again.stderr.count("unchanged") >= 6
+    assert sha256_tree(run_directory(finished)) == before
+    assert len((finished / "runs" / "ledger.jsonl").read_text().splitlines()) == 1
+    assert time.monotonic() - began < 60
+
+
+def test_the_same_command_elsewhere_gives_the_same_adapter_and_verdict(finished: Path, tmp_path: Path) -> None:
+    other = fresh_copy(finished, tmp_path / "other")
+    done = command(other, "run", "smoke", "--until", "gate")
+    assert done.returncode == 0, done.stderr
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "merged/model.safetensors"):
+        assert sha256_file(run_directory(other) / name) == sha256_file(run_directory(finished) / name), name
+    assert verdict_of(other) == verdict_of(finished)
+
+
+KILLED_AT = ["check", "baseline", "train", "merge", "evaluate", "gate", "export"]
+
+
+def test_a_killed_run_goes_on_to_the_same_verdict(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL in one stage after another; each time the next command keeps what was finished."""
+    other = fresh_copy(finished, tmp_path / "killed")
+    for stage in KILLED_AT:
+        kill_in(other, stage)
+    last = command(other, "run", "smoke")
+    assert last.returncode == 0, last.stderr
+    assert verdict_of(other) == verdict_of(finished)
+    adapter = "adapter/adapter_model.safetensors"
+    assert sha256_file(run_directory(other) / adapter) == sha256_file(run_directory(finished) / adapter)
+    assert len((other / "runs" / "ledger.jsonl").read_text().splitlines()) == 1
+    bundles = [path.name for path in (other / "dist").iterdir() if not path.name.startswith(".")]
+    assert bundles == ["smoke-0.1.0"]
+
+
+def kill_in(root: Path, stage: str) -> None:
+    """Start the command and kill its whole process group soon after it names the stage."""
+    line = [sys.executable, "-u", "-m", "tunesmith.cli", "run", "smoke"]
+    process = subprocess.Popen(
+        line, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    for text in process.stderr:
+        if text.strip() == stage:
+            # Long stages are hit in their midst, short ones at their start.
+            time.sleep({"train": 4.0, "baseline": 3.0, "evaluate": 2.0, "export": 2.0}.get(stage, 0.01))
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_another_margin_judges_again_without_training_again(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "margin"
+    shutil.copytree(finished, other, symlinks=True)
+    done = command(other, "gate", "smoke", "--set", "gate.min_gain=0.9")
+    assert done.returncode == 10, done.stderr
+    assert "BLOCK: smoke does not ship" in done.stdout
+    assert "made with --set gate.min_gain" in done.stdout
+    refused = command(other, "export", "smoke", "--set", "gate.min_gain=0.9")
+    assert refused.returncode == 2
+    assert "the verdict is BLOCK; only a SHIP is exported" in refused.stderr
+
+
+def test_a_merged_model_that_was_changed_is_not_exported(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "changed"
+    shutil.copytree(finished, other, symlinks=True)
+    shutil.rmtree(other / "dist")
+    weights = run_directory(other) / "merged" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(bytes(content))
+    refused = command(other, "export", "smoke")
+    assert refused.returncode == 2
+    assert "not the bytes that were judged" in refused.stderr
+    assert not list((other / "dist").glob("smoke*"))
+
+
+def test_another_base_of_the_same_shape_is_another_run(finished: Path, tmp_path: Path, repository: Path) -> None:
+    other = fresh_copy(finished, tmp_path / "base")
+    maker = [
+        sys.executable,
+        str(repository / "scripts" / "make_tiny_base.py"),
+        "--out",
+        str(other / "base2"),
+        "--seed",
+        "7",
+    ]
+    subprocess.run(maker, check=True, capture_output=True)
+    done = command(other, "run", "smoke", "--until", "check", "--base", "./base2")
+    assert done.returncode == 0, done.stderr
+    assert run_directory(other).name != run_directory(finished).name

@@ -1,0 +1,202 @@
+"""Our loss is trl's, our batches hold every row once, and a loss that is no number stops the run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import SFTTrainer
+
+from tunesmith import hardware
+from tunesmith.errors import Diverged
+from tunesmith.line import Line
+from tunesmith.prompt import IGNORE, Rendered, Renderer
+from tunesmith.train.stage import lora_config, sft_config
+from tunesmith.train.trainer import AdapterTrainer, BucketSampler, features, loss_token_nll
+
+
+@pytest.fixture
+def line(project: Path) -> Line:
+    line = Line("smoke")
+    line.curate()
+    return line
+
+
+def rendered(line: Line, count: int) -> list[Rendered]:
+    renderer = Renderer(line.base.tokenizer(), line.base.end_ids())
+    return [renderer.render(row) for row in line.dataset.rows("train")[:count]]
+
+
+def trainer_for(line: Line, rows: list[Rendered], out: Path, *, quantization: str = "none", **overrides: Any) -> Any:
+    profile = hardware.choose(hardware.look(), line.recipe, longest_row=128, base_gib_fp32=0.01)
+    config = sft_config(line.recipe, profile, str(out))
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    return AdapterTrainer(
+        model=line.base.model(dtype=torch.float32, quantization=quantization),
+        args=config,
+        train_dataset=features(rows),
+        processing_class=line.base.tokenizer(),
+        peft_config=lora_config(line.recipe),
+        lengths=[len(row.input_ids) for row in rows],
+        effective_batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+    )
+
+
+def randomise(trainer: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+
+
+def batch_of(trainer: Any, rows: list[Rendered]) -> dict[str, torch.Tensor]:
+    batch: dict[str, torch.Tensor] = trainer.data_collator(
+        [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    )
+    return batch
+
+
+def gradients(trainer: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    trainer.model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("items", [None, 7, 1000])
+def test_loss_and_gradients_are_those_of_trl(line: Line, tmp_path: Path, items: int | None) -> None:
+    rows = rendered(line, 6)
+    silent = Rendered(rows[5].input_ids, [], ends=False)  # a row without any loss token
+    trainer = trainer_for(line, rows, tmp_path)
+    randomise(trainer)
+    batch = batch_of(trainer, [*rows[:5], silent])
+    assert trainer._reads_loss_tokens_only
+    ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
+    our_gradients = gradients(trainer, ours)
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=items)
+    their_gradients = gradients(trainer, theirs)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert our_gradients.keys() == their_gradients.keys() != set()
+    for name, gradient in our_gradients.items():
+        assert torch.allclose(gradient, their_gradients[name], atol=1e-6), name
+    assert any(float(g.abs().max()) > 1e-4 for g in our_gradients.values())
+
+
+def test_a_batch_without_loss_tokens_has_a_loss_of_zero(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 2)
+    trainer = trainer_for(line, rows, tmp_path)
+    batch = batch_of(trainer, [Rendered(row.input_ids, [], ends=False) for row in rows])
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == 0.0
+
+
+def test_long_heads_are_read_in_pieces_with_the_same_result(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rendered(line, 4)
+    trainer = trainer_for(line, rows, tmp_path)
+    batch = batch_of(trainer, rows)
+    whole, count = loss_token_nll(trainer.model, batch)
+    monkeypatch.setattr("tunesmith.train.trainer.MAX_LOGITS", 259 * 5)
+    pieces, same_count = loss_token_nll(trainer.model, batch)
+    assert int(count) == int(same_count) == sum(len(row.completion_ids) for row in rows)
+    assert pieces.item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_one_pass_of_eight_rows_steps_like_eight_passes_of_one(line: Line, tmp_path: Path) -> None:
+    """Loss is normalised over the step's loss tokens, however the step is cut."""
+    rows = rendered(line, 8)
+    adapters = []
+    for rows_per_pass, accumulation in ((8, 1), (1, 8)):
+        trainer = trainer_for(
+            line,
+            rows,
+            tmp_path,
+            per_device_train_batch_size=rows_per_pass,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+            max_grad_norm=0.0,
+            optim="sgd",
+        )
+        randomise(trainer)
+        trainer.train()
+        adapters.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
+    for name, weight in adapters[0].items():
+        assert torch.allclose(weight, adapters[1][name], atol=1e-5), name
+
+
+def test_only_the_adapter_moves(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 32)
+    trainer = trainer_for(line, rows, tmp_path, max_steps=4)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_a_quantised_base_trains_float32_adapters(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 32)
+    trainer = trainer_for(line, rows, tmp_path, quantization="nf4", max_steps=3)
+    assert trainer.model.is_loaded_in_4bit
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(not torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_optimizer(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 32)
+    trainer = trainer_for(line, rows, tmp_path, max_steps=3)
+    next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).data.fill_(float("nan"))
+    others = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_A" in n}
+    with pytest.raises(Diverged, match="the loss became nan at step 1"):
+        trainer.train()
+    assert all(torch.equal(dict(trainer.model.named_parameters())[n], p) for n, p in others.items())
+
+
+def test_dev_loss_does_not_depend_on_the_batch(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 10)
+    losses = []
+    for size in (1, 3, 10):
+        trainer = trainer_for(line, rows, tmp_path, per_device_train_batch_size=size)
+        losses.append(trainer.token_nll(rows))
+        assert trainer.model.training
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_each_epoch_holds_every_row_once_in_another_order_that_the_seed_fixes() -> None:
+    lengths = [10 + index % 37 for index in range(101)]
+    sampler = BucketSampler(lengths, batch=8, seed=3)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(101))
+    assert first != second
+    again = BucketSampler(lengths, batch=8, seed=3)
+    again.set_epoch(1)
+    assert list(again) == second
+    assert list(BucketSampler(lengths, batch=8, seed=4)) != first
+
+
+def test_rows_of_like_length_share_a_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 200, (800,), generator=generator).tolist()
+    order = list(BucketSampler(lengths, batch=8, seed=0))
+
+    def padding(indices: list[int]) -> float:
+        batches = [[lengths[i] for i in indices[start : start + 8]] for start in range(0, 800, 8)]
+        return sum(max(b) * len(b) - sum(b) for b in batches) / sum(lengths)
+
+    assert padding(order) < 0.15 < 0.5 < padding(list(range(800)))
+
+
+def test_labels_of_the_collated_batch_hold_each_end_token(line: Line, tmp_path: Path) -> None:
+    """Pad and end token are one token in this base, as in SmolLM2 and many others."""
+    rows = rendered(line, 5)
+    trainer = trainer_for(line, rows, tmp_path)
+    batch = batch_of(trainer, rows)
+    end = line.base.end_ids()[0]
+    assert end == line.base.tokenizer().pad_token_id
+    assert int((batch["labels"] == end).sum()) == 5
+    assert int((batch["labels"] != IGNORE).sum()) == sum(len(row.completion_ids) for row in rows)
