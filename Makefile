@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: $(READY) $(if $(filter tiny,$(BASE)),tiny-base) ## RECIPE=<name> [BASE=<name>]: the whole line, data to verdict and bundle
+train: $(READY) $(if $(filter tiny,$(BASE))$(filter smoke%,$(RECIPE)),tiny-base) ## RECIPE=<name> [BASE=<name>]: the whole line, data to verdict and bundle
 	@$(call need_recipe)
 	$(BIN)/tunesmith run $(RECIPE) $(OPTIONS)
 

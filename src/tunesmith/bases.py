@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ def check_name(name: str, root: Path) -> None:
         UserError: it is not a named base, a Hub id with revision, or a local directory.
     """
     if HUB_ID.fullmatch(name) or _is_path(name):
-        if _is_path(name) and not (root / name).is_dir():
+        if _is_path(name) and not (root / Path(name).expanduser()).is_dir():
             raise UserError(f"base {name!r}: no such directory")
         return
     known = named_bases(root)
@@ -162,7 +161,7 @@ def resolve(name: str, root: Path) -> Base:
     if match := HUB_ID.fullmatch(name):
         return _from_hub(name, match[1], match[2])
     if _is_path(name):
-        return _from_directory(name, root / name, {"kind": "directory"})
+        return _from_directory(name, root / Path(name).expanduser(), {"kind": "directory"})
     entry = named_bases(root)[name]
     if entry.hub and (match := HUB_ID.fullmatch(entry.hub)):
         return _from_hub(name, match[1], match[2])
@@ -188,7 +187,7 @@ def _is_path(name: str) -> bool:
 
 
 def _from_directory(name: str, directory: Path, lineage: dict[str, Any]) -> Base:
-    directory = directory.expanduser().resolve()
+    directory = directory.resolve()
     refuse_unsafe(directory)
     digests = {path: digest for path, digest in sha256_tree(directory).items() if path != "manifest.json"}
     return Base(name, directory, sha256_json(digests), lineage)
@@ -198,7 +197,7 @@ def refuse_unsafe(directory: Path) -> None:
     """Refuse a model directory that would run code or read pickles.
 
     Raises:
-        UserError: it holds Python files, an `auto_map`, pickled weights, or no safetensors.
+        UserError: it holds Python files, an `auto_map`, an adapter, or no safetensors.
     """
     problems = [f"{path}: Python in a model directory; no code from models runs" for path in directory.rglob("*.py")]
     for name in ("config.json", "tokenizer_config.json"):
@@ -207,10 +206,16 @@ def refuse_unsafe(directory: Path) -> None:
             problems.append(f"{path}: missing; a base is a directory of config, tokenizer and safetensors")
             continue
         try:
-            if "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-                problems.append(f"{path}: holds `auto_map`, which names code to run; no code from models runs")
+            value = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError):
-            problems.append(f"{path}: not JSON; a cut or damaged file")
+            value = None
+        if not isinstance(value, dict):
+            problems.append(f"{path}: not a JSON object; a cut or damaged file")
+        elif "auto_map" in value:
+            problems.append(f"{path}: holds `auto_map`, which names code to run; no code from models runs")
+    adapter = directory / "adapter_config.json"
+    if adapter.exists():
+        problems.append(f"{adapter}: an adapter beside the base, which loading would attach in silence; move it away")
     if not list(directory.glob("*.safetensors")):
         problems.append(f"{directory}: holds no .safetensors weights; pickled weights are not read")
     if problems:
@@ -273,25 +278,28 @@ def _convert_gguf(package: PackageFile, gguf: GgufMember, target: Path, lineage:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-        file = Path(scratch) / "model.gguf"
-        file.write_bytes(content)
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=file.name)
-            loaded = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=file.name, dtype=torch.float32)
-            settings = loaded.config.to_dict()
-            settings.pop("quantization_config", None)
-            # The name inside the GGUF file is a path on its maker's machine.
-            settings.pop("_name_or_path", None)
-            fresh = type(loaded)(type(loaded.config)(**settings))
-            fresh.load_state_dict(loaded.state_dict(), strict=True)
-            fresh.tie_weights()
-            fresh.generation_config = loaded.generation_config
-            out = Path(scratch) / "out"
-            fresh.save_pretrained(out)
-            tokenizer.save_pretrained(out)
-        os.chmod(out / "model.safetensors", 0o644)
-        write_json(out / "manifest.json", {"lineage": lineage, "files": sha256_tree(out)})
-        if target.exists():
-            shutil.rmtree(target)
-        publish(out, target)
+    # One place for the unfinished copy: what a killed conversion left there is cleared away by the next.
+    scratch = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    (scratch / "model.gguf").write_bytes(content)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file="model.gguf")
+        loaded = AutoModelForCausalLM.from_pretrained(scratch, gguf_file="model.gguf", dtype=torch.float32)
+        settings = loaded.config.to_dict()
+        settings.pop("quantization_config", None)
+        # The name inside the GGUF file is a path on its maker's machine.
+        settings.pop("_name_or_path", None)
+        fresh = type(loaded)(type(loaded.config)(**settings))
+        fresh.load_state_dict(loaded.state_dict(), strict=True)
+        fresh.tie_weights()
+        fresh.generation_config = loaded.generation_config
+        out = scratch / "out"
+        fresh.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    os.chmod(out / "model.safetensors", 0o644)
+    write_json(out / "manifest.json", {"lineage": lineage, "files": sha256_tree(out)})
+    if target.exists():
+        shutil.rmtree(target)
+    publish(out, target)
+    shutil.rmtree(scratch)

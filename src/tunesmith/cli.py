@@ -1,6 +1,7 @@
 """The command line: thin, one function a command, heavy imports inside the commands."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -276,6 +277,8 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
 
 def main() -> None:
     """Entry point of the `tunesmith` command."""
+    # A polite stop is an interruption like Ctrl-C: finished stages are kept, and the exit code says so.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(guarded(app))
 
 

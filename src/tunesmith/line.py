@@ -211,7 +211,7 @@ class Line:
         """Judge the run; returns the verdict."""
         from tunesmith.gate.stage import gate
 
-        evidence = sorted(self.run.path("arms").glob("*.json*")) if self.run.path("arms").is_dir() else []
+        evidence = sorted(self.run.path("arms").glob("*.json*"))
         others = [self.run.path(name) for name in ("selection.json", "guards.json")]
         inputs = self._common() | {
             "gate": self.recipe.gate.model_dump(),

