@@ -95,7 +95,7 @@ def choose(hardware: Hardware, recipe: Recipe, *, longest_row: int, base_gib_fp3
         # A CPU is busy with a thousand tokens; a GPU wants as many as its memory holds.
         tokens = 2048 if hardware.device == "cpu" else int(max(2048, min(32768, hardware.memory_gib * 400)))
     fits = max(1, tokens // max(longest_row, 1))
-    rows = max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= fits)
+    rows = max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
     reasons["rows_per_pass"] = f"{batch} rows a step, at most {tokens} tokens a pass, longest row {longest_row}"
     return Profile(hardware.device, dtype, checkpointing, rows, batch // rows, reasons)
 

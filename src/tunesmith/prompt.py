@@ -83,10 +83,14 @@ class Renderer:
         self.pad_id: int = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0])
 
     def prompt_ids(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's answer begins."""
-        ids: list[int] = self.tokenizer.apply_chat_template(
+        """Token ids of a conversation, up to where the assistant's answer begins.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        ids: list[int] = self._apply(
             [m.as_dict() for m in messages],
-            tools=tools,
+            tools,
             add_generation_prompt=True,
             return_dict=False,
             sanitize_control_tokens=True,
@@ -97,7 +101,7 @@ class Renderer:
         """Token ids of the completion with its end-of-turn token, and whether the template wrote that token.
 
         Raises:
-            UserError: the template writes the prompt otherwise once an answer follows it.
+            UserError: the template refuses the messages, or writes the prompt otherwise once an answer follows it.
         """
         conversation = [m.as_dict() for m in row.messages]
         prompt = self._text(conversation, row.tools, add_generation_prompt=True)
@@ -153,11 +157,18 @@ class Renderer:
     def _text(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
     ) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return str(self._apply(messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+    def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **settings: Any) -> Any:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **settings)
+        except (TemplateError, TypeError) as error:
+            # A template refuses what it was not written for: a system message, no content, roles out of turn.
+            raise UserError(
+                f"the chat template refuses the messages ({error}); reshape the rows, or pick another base"
+            ) from None
 
     def _plain_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -335,7 +335,8 @@ def _range_problem(section: str, key: str, value: Any) -> str | None:
     if (section, key) not in RANGES or not isinstance(value, int | float):
         return None
     low, high, exclusive = RANGES[(section, key)]
-    if value > high or value < low or (exclusive and value == low):
+    # Written so that a NaN, which compares with nothing, is out of range too.
+    if not low <= value <= high or (exclusive and value == low):
         return f"{value!r} is out of range; must be {'above' if exclusive else 'at least'} {low:g}, at most {high:g}"
     return None
 
@@ -381,7 +382,15 @@ def recipe_json_schema() -> dict[str, Any]:
             "properties": keys,
             "additionalProperties": False,
         }
-    # A child recipe states only what differs from its parent.
+    # A child recipe states only what differs from its parent, in sections too.
+    required = {section: list(keys) for section, keys in MUST_STATE.items()}
+    for key, value in schema["properties"].items():
+        section = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
+        if "required" in section:
+            required[key] = section.pop("required")
     schema["if"] = {"required": ["extends"]}
-    schema["else"] = {"required": schema.pop("required")}
+    schema["else"] = {
+        "required": schema.pop("required"),
+        "properties": {key: {"required": names} for key, names in required.items()},
+    }
     return schema

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tunesmith.errors import UserError
 from tunesmith.files import read_json, sha256_file
@@ -49,6 +49,13 @@ class Row(BaseModel):
     tools: list[dict[str, Any]] | None = None
     meta: dict[str, Any] | None = None
 
+    @field_validator("completion")
+    @classmethod
+    def _completion_is_the_assistants(cls, value: Message) -> Message:
+        if value.role != "assistant":
+            raise ValueError(f"role is {value.role!r}; the completion is the assistant's message")
+        return value
+
     @property
     def reference(self) -> str:
         """The text of the completion."""
@@ -81,13 +88,15 @@ def read_rows(path: Path) -> list[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            row = Row.model_validate(json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates))
+            row = Row.model_validate(_parse(raw.decode("utf-8")))
         except UnicodeDecodeError as error:
             problems.append(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8")
+        except UnicodeEncodeError:
+            problems.append(f"{where}: holds half a surrogate pair, which is no character; write the whole one")
         except json.JSONDecodeError as error:
             problems.append(f"{where}: not JSON ({error.msg} at column {error.colno}); each line is one JSON object")
         except ValidationError as error:
-            problems += [f"{where}: {_at(e['loc'])}{e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
+            problems += [f"{where}: {_at(e['loc'])}{_lower(e['msg'])}" for e in error.errors()]
         except (ValueError, RecursionError) as error:
             problems.append(f"{where}: {error}")
         else:
@@ -104,12 +113,28 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def _parse(line: str) -> Any:
+    value = json.loads(line, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    # Python reads 1e999 as infinity and a lone \ud800 as text; no file and no tokenizer takes them.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON; leave the key out or write null")
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         repeated = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {repeated!r} stands twice in one object; keep one")
     return dict(pairs)
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _at(location: Sequence[int | str]) -> str:

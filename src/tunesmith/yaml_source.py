@@ -30,11 +30,11 @@ class YamlSource:
     places: dict[Keys, str] = field(default_factory=dict)
 
     def place(self, keys: Keys, default: str) -> str:
-        """Where a value was set: its own place, else that of the nearest section around it."""
+        """Where a value was set: its own place, else that of the nearest section around it, else of a value inside."""
         for end in range(len(keys), 0, -1):
             if keys[:end] in self.places:
                 return self.places[keys[:end]]
-        return default
+        return next((place for inner, place in self.places.items() if inner[: len(keys)] == keys), default)
 
     def over(self, parent: "YamlSource") -> "YamlSource":
         """These values on top of a parent's: mappings merge key by key, everything else replaces."""
@@ -49,7 +49,8 @@ class YamlSource:
         """
         keys = tuple(dotted.split("."))
         try:
-            value = _plain(YAML(typ="rt", pure=True).load(text), (), "", {})
+            _refuse_clever_yaml(text, f"--set {dotted}")
+            value = _plain(YAML(typ="rt", pure=True).load(text), (), f"--set {dotted}", {})
         except (YAMLError, ValueError, RecursionError):
             raise UserError(f"--set {dotted}={text}: the value is not YAML; quote it") from None
         section: Any = self.values

@@ -36,7 +36,8 @@ class Retriever:
 
     def nearest(self, row: Row, k: int) -> list[Row]:
         """The k nearest training rows, the nearest last: beside the question."""
-        scores = self.index.get_scores(_words(row.source) or [""])
+        # bm25s takes no empty query, and cannot look up its own empty token; a space is no word of any row.
+        scores = self.index.get_scores(_words(row.source) or [" "])
         order = sorted(range(len(self.train)), key=lambda index: (-float(scores[index]), index))
         return [self.train[index] for index in reversed(order[:k])]
 

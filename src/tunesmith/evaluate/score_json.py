@@ -5,6 +5,7 @@ prose and is reported apart, because a wrapper is a fault of form, not of conten
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from tunesmith.rows import Row
 
 Leaf = tuple[str, str]
 """A dotted path and the canonical JSON of the value there."""
+
+PLAIN_KEY = re.compile(r"[^.\[\]]+")
 
 FAILURE_CLASSES = (
     "empty",
@@ -59,10 +62,14 @@ def parse_lenient(text: str) -> Any:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[Leaf]:
-    """The values of a JSON object with their paths; an empty container is a value itself."""
+    """The values of a JSON object with their paths; an empty container is a value itself.
+
+    A key that could be read as more than one step is quoted in brackets, so that no two places share a path.
+    """
     if isinstance(value, dict) and value:
         for key, part in value.items():
-            yield from leaves(part, f"{path}.{key}" if path else key)
+            step = f".{key}" if PLAIN_KEY.fullmatch(key) else f"[{json.dumps(key, ensure_ascii=False)}]"
+            yield from leaves(part, path + step if path else step.removeprefix("."))
     elif isinstance(value, list) and value:
         for index, part in enumerate(value):
             yield from leaves(part, f"{path}[{index}]")
@@ -84,7 +91,7 @@ def score(text: str, ended: bool, row: Row, validator: jsonschema.Draft202012Val
     got = set(leaves(strict)) if is_object else set()
     right, wrong, missed = got & wanted, got - wanted, wanted - got
     invented = [path for path, value in got if value.startswith('"') and json.loads(value) not in row.source]
-    schema_valid = is_object and bool(validator.is_valid(strict))
+    schema_valid = is_object and _is_valid(validator, strict)
     exact = is_object and got == wanted
     return {
         "exact_match": float(exact),
@@ -128,8 +135,19 @@ def _failure(
     return next((name for name in FAILURE_CLASSES[:-1] if tests[name]), FAILURE_CLASSES[-1])
 
 
-def _or_none(parse: Any, text: str) -> Any:
+def _is_valid(validator: jsonschema.Draft202012Validator, value: Any) -> bool:
     try:
-        return parse(text)
-    except ValueError:
+        return bool(validator.is_valid(value))
+    except (ArithmeticError, RecursionError):  # 1e999 divided by `multipleOf`; deep nesting under a recursive schema
+        return False
+
+
+def _or_none(parse: Any, text: str) -> Any:
+    """The parsed value; None if it does not parse, is nested too deep to walk, or holds half a surrogate pair."""
+    try:
+        value = parse(text)
+        for path, leaf in leaves(value):
+            (path + leaf).encode()
+    except (ValueError, RecursionError):
         return None
+    return value

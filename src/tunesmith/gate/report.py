@@ -52,7 +52,7 @@ def _arms(verdict: dict[str, Any]) -> Table:
         "invented",
         "tokens in/out",
     ):
-        table.add_column(column, justify="left" if column == "arm" else "right")
+        table.add_column(column, overflow="fold", justify="left" if column == "arm" else "right")
     order = ["zero_shot", "few_shot", "retrieval", "constrained", "adapter", "merged"]
     for name in sorted(verdict["arms"], key=lambda arm: order.index(arm) if arm in order else len(order)):
         arm = verdict["arms"][name]
@@ -74,7 +74,7 @@ def _fields(verdict: dict[str, Any]) -> Table:
     ours, theirs = verdict["arms"]["adapter"]["fields"], verdict["arms"][verdict["incumbent"]]["fields"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("field", "n", "incumbent", "adapter", "adapter precision", "adapter recall"):
-        table.add_column(column, justify="left" if column == "field" else "right")
+        table.add_column(column, overflow="fold", justify="left" if column == "field" else "right")
     none = {"f1": 0.0, "precision": 0.0, "recall": 0.0, "n": 0}
     wanted = [path for path in sorted(ours) if path != "all" and ours[path]["n"]]
     for path in [*wanted, "all"]:
@@ -101,13 +101,18 @@ def _rows(ids: list[str], evidence: Evidence, incumbent: str, console: Console) 
     adapter = {row["id"]: row for row in evidence.arms["adapter"].rows}
     other = {row["id"]: row for row in evidence.arms[incumbent].rows}
     for row_id in ids:
-        console.print(f"  {row_id}", markup=False)
+        console.print(f"  {_one_line(row_id)}", markup=False)
         for label, text in (
             ("reference", adapter[row_id]["reference"]),
             ("adapter", adapter[row_id]["prediction"]),
             (incumbent, other[row_id]["prediction"]),
         ):
-            line = " ".join(text.split())
+            line = _one_line(text)
             console.print(
                 f"    {label:<11} {line[:160]}{' …' if len(line) > 160 else ''}", markup=False, soft_wrap=True
             )
+
+
+def _one_line(text: str) -> str:
+    """Text of a row or a model on one line; what could steer the terminal is shown as a replacement character."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))

@@ -107,6 +107,9 @@ def gain(adapter: Arm, incumbent: Arm, recipe: Recipe) -> Term:
         outcome: Outcome = "pass"
     else:
         outcome = "fail" if interval.high < wanted else "open"
+    # If the estimate stays, more rows settle it: for good above 0 where it is enough, below `wanted` where it is not.
+    enough = interval.estimate >= wanted
+    needed = rows_needed(interval, 0.0) if enough else rows_needed(_mirrored(interval), -wanted)
     return _term(
         "gain_over_incumbent",
         "superiority",
@@ -114,7 +117,7 @@ def gain(adapter: Arm, incumbent: Arm, recipe: Recipe) -> Term:
         f"{metric} of adapter over {incumbent.name}: above 0 by more than noise, and at least {wanted:+.3f}",
         interval,
         margin=wanted,
-        n_needed=None if outcome == "pass" else rows_needed(interval, 0.0),
+        n_needed=needed if outcome == "open" else None,
     )
 
 
@@ -141,7 +144,6 @@ def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe) -> Term:
     rise = [after - before for after, before in zip(nll[arm], nll["base"], strict=True)]
     interval = clustered_t(rise, [str(i) for i in range(len(rise))], recipe.gate.alpha)
     outcome: Outcome = "pass" if interval.high < margin else "fail" if interval.low > margin else "open"
-    mirrored = Interval(-interval.estimate, -interval.high, -interval.low, interval.n, interval.clusters)
     return _term(
         f"general_nll_{arm}",
         "non_inferiority",
@@ -149,8 +151,12 @@ def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe) -> Term:
         f"loss of {arm} on general text, nats per token above the base: less than {margin:.3f}",
         interval,
         margin=margin,
-        n_needed=None if outcome == "pass" else rows_needed(mirrored, -margin),
+        n_needed=None if outcome == "pass" else rows_needed(_mirrored(interval), -margin),
     )
+
+
+def _mirrored(interval: Interval) -> Interval:
+    return Interval(-interval.estimate, -interval.high, -interval.low, interval.n, interval.clusters)
 
 
 def _term(

@@ -101,7 +101,7 @@ def failures(arm: Arm) -> dict[str, int]:
 
 def cost(arm: Arm) -> dict[str, Any]:
     """Tokens read and written over all rows, and the wall time of the batches that the rows were answered in."""
-    seconds = sorted(row["seconds"] for row in arm.rows)
+    seconds = sorted(row["seconds"] for row in arm.rows) or [0.0]
     cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
     return {
         "tokens_in": sum(row["tokens_in"] for row in arm.rows),

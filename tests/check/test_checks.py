@@ -1,0 +1,349 @@
+"""Each check is shown one row broken in its way among good ones, and must name that row alone."""
+
+import json
+import re
+from dataclasses import replace
+from statistics import mean
+
+import pytest
+from transformers import AutoTokenizer
+
+from tunesmith.check import checks
+from tunesmith.check.checks import Checked
+from tunesmith.check.stage import examine, refuse_failed, visible
+from tunesmith.errors import UserError
+from tunesmith.files import read_json, sha256_file, write_json, write_jsonl
+from tunesmith.line import Line
+from tunesmith.prompt import IGNORE, Renderer
+from tunesmith.rows import Dataset, Message, Row
+
+START, END = 1, 2
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+NAMES = [
+    "template",
+    "loss tokens",
+    "prompt masked",
+    "loss is completion",
+    "end token",
+    "single BOS",
+    "length",
+    "control tokens",
+    "schema",
+    "splits",
+]
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_base):
+    return Renderer(AutoTokenizer.from_pretrained(tiny_base, local_files_only=True))
+
+
+def row(row_id, *, group=None, user=None, completion='{"n":1}'):
+    return Row(
+        id=row_id,
+        group=group or f"group of {row_id}",
+        messages=[Message(role="user", content=user or f"prompt of {row_id}")],
+        completion=Message(role="assistant", content=completion),
+    )
+
+
+GOOD = [row("a"), row("b"), row("c")]
+
+
+def checked(renderer, one):
+    rendered = renderer.render(one)
+    return Checked(one, rendered, rendered.input_ids, rendered.labels)
+
+
+@pytest.fixture
+def good(renderer):
+    return [checked(renderer, one) for one in GOOD]
+
+
+def prompt_length(c):
+    return len(c.rendered.prompt_ids)
+
+
+def mask_everything(c):
+    return replace(c, labels=[IGNORE] * len(c.labels))
+
+
+def unmask_the_last_prompt_token(c):
+    last = prompt_length(c) - 1
+    return replace(c, labels=[*c.labels[:last], c.input_ids[last], *c.labels[last + 1 :]])
+
+
+def unmask_the_first_prompt_token(c):
+    return replace(c, labels=[c.input_ids[0], *c.labels[1:]])
+
+
+def mask_a_completion_token(c):
+    at = prompt_length(c) + 2
+    return replace(c, labels=[*c.labels[:at], IGNORE, *c.labels[at + 1 :]])
+
+
+def change_a_label(c):
+    at = prompt_length(c) + 2
+    return replace(c, labels=[*c.labels[:at], c.labels[at] + 1, *c.labels[at + 1 :]])
+
+
+def mask_the_end_token(c):
+    return replace(c, labels=[*c.labels[:-1], IGNORE])
+
+
+def cut_the_end_token(c):
+    return replace(c, input_ids=c.input_ids[:-1], labels=c.labels[:-1])
+
+
+def add_a_newline_after_the_end(c):
+    return replace(c, input_ids=[*c.input_ids, 201], labels=[*c.labels, 201])
+
+
+def empty(c):
+    return replace(c, input_ids=[], labels=[])
+
+
+def double_the_start(c):
+    return replace(c, input_ids=[START, *c.input_ids], labels=[IGNORE, *c.labels])
+
+
+def lengthen(c):
+    return replace(c, input_ids=[c.input_ids[0], *[50] * 99, *c.input_ids[1:]], labels=[*[IGNORE] * 99, *c.labels])
+
+
+def swap_text(**changes):
+    """The ids stay, the row they came from is another."""
+    return lambda c: replace(c, row=row(c.row.id, **changes))
+
+
+BREAKS = [
+    (lambda r: checks.no_loss, mask_everything),
+    (lambda r: checks.no_loss, empty),
+    (lambda r: checks.loss_on_prompt, unmask_the_last_prompt_token),
+    (lambda r: checks.loss_on_prompt, unmask_the_first_prompt_token),
+    (checks.loss_elsewhere, mask_a_completion_token),
+    (checks.loss_elsewhere, change_a_label),
+    (checks.loss_elsewhere, unmask_the_first_prompt_token),
+    (checks.loss_elsewhere, swap_text(completion='{"n":2}')),
+    (checks.no_end_token, mask_the_end_token),
+    (checks.no_end_token, cut_the_end_token),
+    (checks.no_end_token, add_a_newline_after_the_end),
+    (checks.no_end_token, empty),
+    (checks.double_bos, double_the_start),
+    (lambda r: checks.too_long(100), lengthen),
+    (checks.control_tokens, swap_text(user="say <|im_end|> now")),
+    (checks.control_tokens, swap_text(completion="<|im_start|>")),
+    (lambda r: checks.off_schema(SCHEMA), swap_text(completion='{"n":"1"}')),
+    (lambda r: checks.off_schema(SCHEMA), swap_text(completion='{"m":1}')),
+    (lambda r: checks.off_schema(SCHEMA), swap_text(completion='{"n":1')),
+    (lambda r: checks.off_schema(SCHEMA), swap_text(completion="one")),
+    (lambda r: checks.off_schema(SCHEMA), swap_text(completion='{"n":1} done')),
+]
+
+
+@pytest.mark.parametrize(("make", "broken"), BREAKS)
+def test_a_check_names_the_one_row_that_is_broken_in_its_way(renderer, good, make, broken):
+    check = make(renderer)
+    assert check(good) == []
+    assert check([good[0], broken(good[1]), good[2]]) == ["b"]
+    assert check([broken(one) for one in good]) == ["a", "b", "c"]
+
+
+def test_a_row_of_exactly_the_length_is_not_too_long(good):
+    longest = len(good[0].input_ids)
+    assert checks.too_long(longest)(good) == []
+    assert checks.too_long(longest - 1)(good) == ["a", "b", "c"]
+
+
+def test_a_tokenizer_without_bos_has_no_double_bos(tiny_base, good):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base, local_files_only=True)
+    tokenizer.bos_token = None
+    assert checks.double_bos(Renderer(tokenizer))([double_the_start(one) for one in good]) == []
+
+
+def test_a_held_out_row_whose_group_or_prompt_stands_in_train_straddles():
+    held_out = [row("x"), row("y", group="group of a"), row("z", user="prompt of b"), row("w", user="prompt of  b")]
+    assert checks.straddling_groups(GOOD, held_out) == ["y", "z"]
+    assert checks.straddling_groups(GOOD, []) == []
+
+
+def findings(renderer, rows, held_out=(), max_tokens=200):
+    return examine(rows, held_out, renderer, SCHEMA, max_tokens)
+
+
+def failed(found):
+    return {finding.name: finding.rows for finding in found if finding.status == "FAIL"}
+
+
+def test_good_rows_pass_every_check(renderer):
+    found = findings(renderer, GOOD, [row("x")])
+    assert [finding.name for finding in found] == NAMES
+    assert {finding.status for finding in found} == {"PASS"}
+    assert found[6].as_dict() == {
+        "name": "length",
+        "status": "PASS",
+        "says": "each row fits into data.max_tokens = 200",
+        "rows": [],
+    }
+
+
+BAD_ROWS = {
+    "too long": (row("bad", user="x" * 300), {"length": ["bad"]}),
+    "end of turn in the prompt": (row("bad", user="a<|im_end|>b"), {"control tokens": ["bad"]}),
+    "off the schema": (row("bad", completion='{"n":null}'), {"schema": ["bad"]}),
+    "no content": (
+        Row(
+            id="bad",
+            group="g",
+            messages=[Message(role="user", content="x")],
+            completion=Message(role="assistant", tool_calls=[]),
+        ),
+        {"template": ["bad"]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("bad", "expected"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_a_bad_row_fails_its_check_and_no_other(renderer, bad, expected):
+    assert failed(findings(renderer, [GOOD[0], bad, GOOD[1]])) == expected
+
+
+def test_a_straddling_row_fails_the_check_of_splits(renderer):
+    found = findings(renderer, GOOD, [row("x"), row("y", group="group of a")])
+    assert failed(found) == {"splits": ["y"]}
+
+
+def tampered(tiny_base, template):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base, local_files_only=True)
+    tokenizer.chat_template = template(tokenizer.chat_template)
+    return Renderer(tokenizer)
+
+
+def test_a_template_without_end_token_fails_for_every_row(tiny_base):
+    renderer = tampered(tiny_base, lambda text: text.replace("<|im_end|>", ""))
+    assert failed(findings(renderer, GOOD)) == {"end token": ["a", "b", "c"]}
+
+
+def test_a_template_that_begins_with_two_bos_fails_for_every_row(tiny_base):
+    renderer = tampered(tiny_base, lambda text: "{{ '<|im_start|>' }}" + text)
+    assert failed(findings(renderer, GOOD)) == {"single BOS": ["a", "b", "c"]}
+
+
+def test_a_template_that_rewrites_the_answer_fails_for_every_row(tiny_base):
+    renderer = tampered(tiny_base, lambda text: text.replace("message['content']", "message['content'] | upper"))
+    assert failed(findings(renderer, GOOD)) == {"loss is completion": ["a", "b", "c"]}
+
+
+def test_a_template_that_changes_the_prompt_is_told_with_its_reason(tiny_base):
+    renderer = tampered(tiny_base, lambda text: text.replace("assistant\n", "assistant\n[think]"))
+    found = findings(renderer, GOOD)
+    assert failed(found) == {"template": ["a", "b", "c"]}
+    assert found[0].says == (
+        "row 'a': the chat template writes the prompt otherwise when an answer follows it; training and serving "
+        "would see different prompts; pick another base or template"
+    )
+
+
+def test_failures_are_told_with_five_rows_at_most_and_what_is_wanted(tmp_path):
+    def finding(name, status, rows):
+        return {"name": name, "status": status, "says": f"{name} is right", "rows": rows}
+
+    result = {
+        "rows": 9,
+        "checks": [
+            finding("length", "FAIL", [f"r{n}" for n in range(7)]),
+            finding("schema", "FAIL", ["r1", "r8"]),
+            finding("splits", "PASS", []),
+        ],
+    }
+    with pytest.raises(UserError) as refused:
+        refuse_failed(result, tmp_path / "check.json", Dataset(tmp_path))
+    assert refused.value.text == (
+        f"{tmp_path}/train.jsonl: check `length` fails for 7 of 9 rows: r0, r1, r2, r3, r4 and 2 more; "
+        "wanted: length is right\n"
+        f"{tmp_path}/train.jsonl: check `schema` fails for 2 of 9 rows: r1, r8; wanted: schema is right\n"
+        f"hint: mend or drop these rows where they are curated; all row ids are in {tmp_path}/check.json"
+    )
+    refuse_failed({"rows": 9, "checks": [finding("length", "PASS", [])]}, tmp_path / "check.json", Dataset(tmp_path))
+
+
+def test_the_tokens_with_loss_are_made_visible(renderer):
+    assert visible(row("a", user="hi"), renderer).plain == (
+        '<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n⟦{"n":1}<|im_end|>⟧'
+    )
+
+
+def length_in_bytes(one):
+    """Tokens of a row on the tiny base, which has a token a byte and two for the marks of a turn."""
+    turns = [f"{m.role}\n{m.content}\n" for m in one.messages]
+    return sum(len(turn) + 2 for turn in turns) + len("assistant\n") + 1 + len(one.reference) + 1
+
+
+def test_the_command_shows_that_good_rows_pass(project, tunesmith):
+    Line("smoke").curate()
+    done = tunesmith("check", "smoke")
+    assert done.returncode == 0, done.stderr
+    path = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"runs/smoke-[0-9a-f]{12}/check\.json", path)
+    result = read_json(project / path)
+    assert [finding["name"] for finding in result["checks"]] == NAMES
+    assert {finding["status"] for finding in result["checks"]} == {"PASS"}
+    train = Dataset(project / "data" / "smoke").rows("train")
+    assert result["rows"] == len(train)
+    lengths = [length_in_bytes(one) for one in train]
+    assert result["tokens"] == {"longest": max(lengths), "mean": round(mean(lengths), 1)}
+    shown = done.stdout
+    assert shown.count("⟦") == shown.count("⟧") == 4
+    assert f"row {train[0].id}; the tokens between ⟦ and ⟧ carry loss:" in shown
+    assert f"⟦{train[0].reference}<|im_end|>⟧" in shown
+
+
+def test_the_command_refuses_rows_that_do_not_fit(project, tunesmith):
+    Line("smoke").curate()
+    done = tunesmith("check", "smoke", "--set", "data.max_tokens=40")
+    run = next((project / "runs").glob("smoke-*"))
+    ids = [r.id for r in Dataset(project / "data" / "smoke").rows("train")]
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "check\n"
+        f"data/smoke/train.jsonl: check `length` fails for {len(ids)} of {len(ids)} rows: {', '.join(ids[:5])} "
+        f"and {len(ids) - 5} more; wanted: each row fits into data.max_tokens = 40\n"
+        f"hint: mend or drop these rows where they are curated; all row ids are in runs/{run.name}/check.json\n"
+    )
+    listed = {finding["name"]: finding["rows"] for finding in read_json(run / "check.json")["checks"]}
+    assert listed.pop("length") == ids
+    assert not any(listed.values())
+
+
+def test_rows_that_were_tampered_with_stop_the_line(project):
+    line = Line("smoke")
+    line.curate()
+    directory = project / "data" / "smoke"
+    rows = [json.loads(text) for text in (directory / "train.jsonl").read_text().splitlines()]
+    held_out = line.dataset.rows("gate")[0]
+    rows[3]["completion"]["content"] = '{"colour":"purple"}'
+    rows[7]["messages"][1]["content"] += "<|im_end|>"
+    rows[9]["messages"][1]["content"] = held_out.source
+    write_jsonl(directory / "train.jsonl", rows)
+    manifest = read_json(directory / "manifest.json")
+    manifest["files"]["train.jsonl"]["sha256"] = sha256_file(directory / "train.jsonl")
+    write_json(directory / "manifest.json", manifest)
+    with pytest.raises(UserError) as refused:
+        line.check()
+    one_row = f"data/smoke/train.jsonl: check `%s` fails for 1 of {len(rows)} rows: %s; wanted: %s\n"
+    assert refused.value.text.startswith(
+        one_row % ("control tokens", rows[7]["id"], "no text spells a control token")
+        + one_row % ("schema", rows[3]["id"], "each completion is valid under the schema")
+    )
+    result = read_json(line.run.path("check.json"))
+    assert {f["name"]: f["rows"] for f in result["checks"] if f["status"] == "FAIL"} == {
+        "control tokens": [rows[7]["id"]],
+        "schema": [rows[3]["id"]],
+        "splits": [held_out.id],
+    }
