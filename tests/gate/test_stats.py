@@ -377,12 +377,24 @@ def test_mean_interval_widens_when_rows_come_in_groups() -> None:
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
+def test_one_difference_everywhere_is_not_certainty() -> None:
+    groups = [str(i) for i in range(50)]
+    interval = paired_interval([0.75] * 50, [0.5] * 50, groups, ALPHA)
+    assert interval.estimate == 0.25
+    assert interval.high - 0.25 == pytest.approx(1 - ALPHA ** (1 / 50))
+    assert 0.25 - interval.low == pytest.approx(1 - ALPHA ** (1 / 50))
+
+
 # ---------------------------------------------------------------------- rows needed
 
 
-def test_no_number_of_rows_helps_an_estimate_at_or_below_the_threshold() -> None:
+def test_no_number_of_rows_settles_an_estimate_that_is_the_threshold() -> None:
     assert rows_needed(Interval(0.05, -0.01, 0.11, 100, 100), 0.05) is None
-    assert rows_needed(Interval(-0.02, -0.10, 0.06, 100, 100), 0.0) is None
+
+
+def test_an_estimate_below_the_threshold_is_settled_by_its_upper_bound() -> None:
+    assert rows_needed(Interval(-0.02, -0.10, 0.06, 100, 100), 0.0) == 1600
+    assert rows_needed(Interval(-0.02, -0.10, 0.02, 100, 100), 0.0) == 400, "the lower bound's reach is not the upper's"
 
 
 def test_a_bound_past_the_threshold_needs_no_more_rows() -> None:
@@ -390,15 +402,17 @@ def test_a_bound_past_the_threshold_needs_no_more_rows() -> None:
 
 
 @settings(deadline=None)
-@given(st.floats(0.01, 0.5), st.floats(0.01, 0.5), st.floats(0.001, 0.3), st.floats(0.001, 0.3))
+@given(st.floats(0.01, 0.5), st.floats(0.01, 0.5), st.floats(0.1, 0.9), st.floats(0.001, 0.3), st.sampled_from([1, -1]))
 def test_a_smaller_effect_or_a_wider_interval_never_needs_fewer_rows(
-    estimate: float, reach: float, less: float, more: float
+    estimate: float, reach: float, share: float, more: float, side: int
 ) -> None:
+    estimate *= side
+
     def needed(estimate: float, reach: float) -> float:
         rows = rows_needed(Interval(estimate, estimate - reach, estimate + reach, 100, 100), 0.0)
         return math.inf if rows is None else rows
 
-    assert needed(estimate - less, reach) >= needed(estimate, reach)
+    assert needed(estimate * share, reach) >= needed(estimate, reach)
     assert needed(estimate, reach + more) >= needed(estimate, reach)
 
 

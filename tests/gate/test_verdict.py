@@ -15,7 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.files import write_json, write_jsonl
 from tunesmith.gate.evidence import Arm, Evidence, read_evidence
 from tunesmith.gate.stage import gate
-from tunesmith.gate.verdict import cost, describe, failures, fields, judge
+from tunesmith.gate.verdict import cost, describe, failures, fields, judge, micro
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.runs import Run
 
@@ -234,6 +234,14 @@ BREAKS: dict[str, tuple[Callable[[Evidence], Evidence], str]] = {
         lambda e: with_guards(e, replayed={"rows": 32, "same": False, "differing": ["row-003"]}),
         "baseline_replays",
     ),
+    "nothing was replayed": (
+        lambda e: with_guards(e, replayed={"rows": 0, "same": True, "differing": []}),
+        "baseline_replays",
+    ),
+    "a loss on general text is no number": (
+        lambda e: with_guards(e, general_nll={"base": [2.0, 3.0], "adapter": [2.0, None], "merged": [2.0, 3.0]}),
+        "general_loss_is_a_number",
+    ),
 }
 
 
@@ -313,7 +321,7 @@ def test_only_what_passes_every_term_ships(drawn: dict[str, Any], make_evidence:
         assert sum(adapter) - sum(retrieval) >= 0.1 * n
         assert sum(merged) - sum(adapter) > -0.1 * n
         assert sum(drawn["rise"]) / 4 < 3.0
-        assert len(verdict["terms"]) == 11
+        assert len(verdict["terms"]) == 12
 
 
 def test_an_arm_against_itself_never_ships(make_evidence: MakeEvidence, recipe: Recipe) -> None:
@@ -344,19 +352,18 @@ def fields_row(right: str = "", wrong: str = "", missed: str = "", failure: str 
 
 
 def test_precision_recall_and_f1_of_fields_are_those_counted_by_hand() -> None:
-    table = fields(
-        arm_of(
-            fields_row(right="city zip"),
-            fields_row(right="zip", wrong="city", missed="city"),  # a wrong city
-            fields_row(right="city zip", wrong="unit"),  # a unit that is not there
-            fields_row(right="zip", missed="city unit"),
-        )
+    arm = arm_of(
+        fields_row(right="city zip"),
+        fields_row(right="zip", wrong="city", missed="city"),  # a wrong city
+        fields_row(right="city zip", wrong="unit"),  # a unit that is not there
+        fields_row(right="zip", missed="city unit"),
     )
+    table = fields(arm)
     assert table["city"] == {"precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7, "n": 4}
     assert table["zip"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n": 4}
     assert table["unit"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 1}
-    assert table["all"] == {"precision": 6 / 8, "recall": 6 / 9, "f1": 12 / 17, "n": 9}
-    assert set(table) == {"city", "zip", "unit", "all"}
+    assert set(table) == {"city", "zip", "unit"}
+    assert micro(arm) == {"precision": 6 / 8, "recall": 6 / 9, "f1": 12 / 17, "n": 9}
 
 
 def test_a_field_that_was_only_invented_has_precision_zero_and_nothing_to_recall() -> None:
@@ -471,3 +478,12 @@ def test_an_arm_that_was_not_selected_is_no_evidence(stored: Run) -> None:  # it
 
 def test_evidence_is_read_as_it_was_written(stored: Run, make_evidence: MakeEvidence) -> None:
     assert read_evidence(stored.directory) == make_evidence(*GOOD)
+
+
+def test_a_selected_arm_that_is_not_there_is_named(stored: Run) -> None:
+    stored.path("arms/retrieval.jsonl").unlink()
+    with pytest.raises(UserError) as caught:
+        read_evidence(stored.directory)
+    assert caught.value.problems == [
+        f"{stored.path('arms/retrieval.jsonl')}: not there yet; `tunesmith baseline` makes it"
+    ]

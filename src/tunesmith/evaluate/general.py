@@ -21,14 +21,14 @@ def documents() -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
 
 
-def nll_by_document(model: PreTrainedModel, renderer: Renderer) -> list[float]:
-    """Mean negative log-likelihood per token of each document, in nats, given its first token."""
+def nll_by_document(model: PreTrainedModel, renderer: Renderer) -> list[float | None]:
+    """Mean negative log-likelihood per token of each document, in nats, given its first token; None if not finite."""
     model.eval()
-    losses = []
+    losses: list[float | None] = []
     for document in documents():
         ids = torch.tensor([renderer.tokenizer(document, add_special_tokens=False)["input_ids"]], device=model.device)
         with torch.inference_mode():
             logits: Any = model(input_ids=ids, use_cache=False).logits
         loss = float(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
-        losses.append(loss if math.isfinite(loss) else 1e9)
+        losses.append(loss if math.isfinite(loss) else None)
     return losses

@@ -58,6 +58,9 @@ def read_evidence(run: Path) -> Evidence:
         run / "arms" / "adapter.jsonl": "evaluate",
         run / "arms" / "merged.jsonl": "evaluate",
     }
+    if (run / "selection.json").exists():
+        for way in read_json(run / "selection.json")["ways"]:
+            needed[run / "arms" / f"{way['arm']}.jsonl"] = "baseline"
     missing = [
         f"{path}: not there yet; `tunesmith {stage}` makes it" for path, stage in needed.items() if not path.exists()
     ]

@@ -60,7 +60,7 @@ def _arms(verdict: dict[str, Any]) -> Table:
         table.add_row(
             name + (f" k={arm['k']}" if arm.get("k") else "") + ("*" if name == verdict["incumbent"] else ""),
             f"{shown['mean']:.3f} ({shown['ci_low']:.3f}-{shown['ci_high']:.3f})",
-            f"{arm['fields']['all']['f1']:.3f}",
+            f"{arm['fields_micro']['f1']:.3f}",
             f"{arm['json_strict']['mean']:.3f}",
             f"{arm['json_lenient']['mean']:.3f}",
             f"{arm['schema_valid']['mean']:.3f}",
@@ -71,16 +71,15 @@ def _arms(verdict: dict[str, Any]) -> Table:
 
 
 def _fields(verdict: dict[str, Any]) -> Table:
-    ours, theirs = verdict["arms"]["adapter"]["fields"], verdict["arms"][verdict["incumbent"]]["fields"]
+    ours, theirs = verdict["arms"]["adapter"], verdict["arms"][verdict["incumbent"]]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("field", "n", "incumbent", "adapter", "adapter precision", "adapter recall"):
         table.add_column(column, overflow="fold", justify="left" if column == "field" else "right")
     none = {"f1": 0.0, "precision": 0.0, "recall": 0.0, "n": 0}
-    wanted = [path for path in sorted(ours) if path != "all" and ours[path]["n"]]
-    for path in [*wanted, "all"]:
-        a, b = ours[path], theirs.get(path, none)
+    lines = [(path, a, theirs["fields"].get(path, none)) for path, a in ours["fields"].items() if a["n"]]
+    for label, a, b in [*lines, ("all fields", ours["fields_micro"], theirs["fields_micro"])]:
         numbers = [f"{value:.3f}" for value in (b["f1"], a["f1"], a["precision"], a["recall"])]
-        table.add_row(path, str(a["n"]), *numbers)
+        table.add_row(label, str(a["n"]), *numbers)
     return table
 
 

@@ -94,12 +94,12 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float], groups: Sequ
     if all(score in (0.0, 1.0) for score in (*ours, *theirs)):
         better, worse = differences.count(1.0), differences.count(-1.0)
         low, high = tango(better, worse, len(differences), alpha)
-    elif any(differences):
-        low, high = by_group.low, by_group.high
     else:
-        # No difference seen in C groups: each could still hide a rare one (the rule of three).
-        high = 1 - alpha ** (1 / by_group.clusters)
-        low = -high
+        low, high = by_group.low, by_group.high
+    if low == high:
+        # One difference everywhere in C groups: a rarer, other one could still hide (the rule of three).
+        unseen = 1 - alpha ** (1 / by_group.clusters)
+        low, high = low - unseen, high + unseen
     return Interval(
         by_group.estimate, min(low, by_group.low), max(high, by_group.high), len(differences), by_group.clusters
     )
@@ -120,12 +120,13 @@ def mean_interval(scores: Sequence[float], groups: Sequence[str], alpha: float) 
 
 
 def rows_needed(interval: Interval, threshold: float) -> int | None:
-    """About how many rows would bring the lower bound to the threshold if the estimate stayed; None if none would.
+    """About how many rows would bring the threshold out of the interval if the estimate stayed where it is.
 
-    The reach of a bound shrinks with the square root of the rows.
+    The reach of a bound shrinks with the square root of the rows. None if the estimate is the threshold.
     """
-    room = interval.estimate - threshold
-    reach = interval.estimate - interval.low
-    if room <= 0:
+    room = abs(interval.estimate - threshold)
+    above = interval.estimate > threshold
+    reach = interval.estimate - interval.low if above else interval.high - interval.estimate
+    if room == 0:
         return None
     return max(interval.n, math.ceil(interval.n * (reach / room) ** 2))

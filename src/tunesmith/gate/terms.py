@@ -92,8 +92,13 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
         ),
         (
             "baseline_replays",
-            evidence.guards["replayed"]["same"],
+            evidence.guards["replayed"]["same"] and evidence.guards["replayed"]["rows"] > 0,
             f"the base repeats its {evidence.guards['replayed']['rows']} stored answers beside the adapter",
+        ),
+        (
+            "general_loss_is_a_number",
+            all(loss is not None for losses in evidence.guards["general_nll"].values() for loss in losses),
+            "base, adapter and merged have a finite loss on every general document",
         ),
     ]
     return [Term(name, "integrity", "pass" if holds else "fail", says) for name, holds, says in facts]
@@ -109,7 +114,7 @@ def gain(adapter: Arm, incumbent: Arm, recipe: Recipe) -> Term:
         outcome = "fail" if interval.high < wanted else "open"
     # If the estimate stays, more rows settle it: for good above 0 where it is enough, below `wanted` where it is not.
     enough = interval.estimate >= wanted
-    needed = rows_needed(interval, 0.0) if enough else rows_needed(_mirrored(interval), -wanted)
+    needed = rows_needed(interval, 0.0 if enough else wanted)
     return _term(
         "gain_over_incumbent",
         "superiority",
@@ -133,7 +138,7 @@ def no_worse(merged: Arm, adapter: Arm, recipe: Recipe) -> Term:
         f"{metric} of merged against adapter: not worse by {margin:.3f}",
         interval,
         margin=-margin,
-        n_needed=None if outcome == "pass" else rows_needed(interval, -margin),
+        n_needed=rows_needed(interval, -margin) if outcome == "open" else None,
     )
 
 
@@ -151,12 +156,8 @@ def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe) -> Term:
         f"loss of {arm} on general text, nats per token above the base: less than {margin:.3f}",
         interval,
         margin=margin,
-        n_needed=None if outcome == "pass" else rows_needed(_mirrored(interval), -margin),
+        n_needed=rows_needed(interval, margin) if outcome == "open" else None,
     )
-
-
-def _mirrored(interval: Interval) -> Interval:
-    return Interval(-interval.estimate, -interval.high, -interval.low, interval.n, interval.clusters)
 
 
 def _term(

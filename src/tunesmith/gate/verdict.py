@@ -16,6 +16,7 @@ from tunesmith.gate.terms import Term, all_terms
 from tunesmith.recipe import Recipe
 
 SCHEMA = 1
+KINDS = ("right", "wrong", "missed")
 
 
 def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,19 +80,20 @@ def describe(arm: Arm, alpha: float) -> dict[str, Any]:
             "n": interval.n,
         }
     described["fields"] = fields(arm)
+    described["fields_micro"] = micro(arm)
     described |= cost(arm)
     return described
 
 
 def fields(arm: Arm) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of each field over all rows, and of all fields together (micro)."""
-    counts = {
-        kind: Counter(path for row in arm.rows for path in row["fields"][kind]) for kind in ("right", "wrong", "missed")
-    }
-    paths = sorted(set().union(*counts.values()))
-    table = {path: _prf(*(counts[kind][path] for kind in ("right", "wrong", "missed"))) for path in paths}
-    table["all"] = _prf(*(sum(counts[kind].values()) for kind in ("right", "wrong", "missed")))
-    return table
+    """Precision, recall and F1 of each field over all rows."""
+    right, wrong, missed = (Counter(path for row in arm.rows for path in row["fields"][kind]) for kind in KINDS)
+    return {path: _prf(right[path], wrong[path], missed[path]) for path in sorted({*right, *wrong, *missed})}
+
+
+def micro(arm: Arm) -> dict[str, float]:
+    """Precision, recall and F1 of all fields of all rows together."""
+    return _prf(*(sum(len(row["fields"][kind]) for row in arm.rows) for kind in KINDS))
 
 
 def failures(arm: Arm) -> dict[str, int]:
