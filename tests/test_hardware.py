@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.hardware import Hardware, Profile, choose, look
@@ -104,6 +104,7 @@ def test_each_choice_tells_its_reason():
     assert short["gradient_checkpointing"] == "memory is short: 8.6 GiB beside the base"
 
 
+@settings(deadline=None)
 @given(
     hardware=st.sampled_from([CPU, CPU_BF16, T4, A100]),
     batch=st.integers(1, 300),

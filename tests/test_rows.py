@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.errors import UserError
@@ -161,6 +161,7 @@ def canonical(value):
     return json.dumps(value, sort_keys=True)
 
 
+@settings(deadline=None)
 @given(lines=st.lists(LINES, min_size=1, max_size=3, unique_by=lambda line: line["id"]))
 def test_a_row_is_written_as_it_was_read(tmp_path_factory, lines):
     path = tmp_path_factory.getbasetemp() / "rows.jsonl"

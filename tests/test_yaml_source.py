@@ -1,7 +1,8 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tunesmith.errors import UserError
 from tunesmith.yaml_source import MAX_BYTES, YamlSource, leaves, read_yaml
@@ -104,23 +105,34 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path):
     assert [type(value) for value in values] == [type(value) for value in expected]
 
 
-# Lone surrogates have no UTF-8 form; ruamel itself writes U+0085 so that it reads back as a space.
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"), max_size=12)
+# Lone surrogates have no UTF-8 form.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=10
 )
 
 
+def as_ruamel_reads(text):
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return None
+
+
+@settings(deadline=None)
 @given(values=st.dictionaries(TEXT, VALUES, max_size=4))
 def test_plain_values_that_ruamel_writes_read_back_equal(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "some.yaml"
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
     with path.open("w", encoding="utf-8", newline="\n") as stream:
-        YAML(typ="safe", pure=True).dump(values, stream)
+        writer.dump(values, stream)
+    # ruamel writes a few odd strings, such as U+0085 or a key `?0`, so that it cannot read them itself.
+    assume(as_ruamel_reads(path.read_text(encoding="utf-8")) == values)
     source = read_yaml(path, "r.yaml")
     assert source.values == values
-    missing = [keys for keys, _ in leaves(source.values) if keys and keys not in source.places]
-    assert missing == []
+    assert [keys for keys, _ in leaves(source.values) if keys and keys not in source.places] == []
 
 
 def test_a_child_merges_sections_and_replaces_everything_else(tmp_path):

@@ -20,6 +20,8 @@ def read_schema(path: Path) -> dict[str, Any]:
         jsonschema.Draft202012Validator.check_schema(schema)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it holds the JSON Schema of the answers") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except jsonschema.SchemaError as error:

@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.curate.split import cut, split_of
@@ -33,6 +33,7 @@ def split_of_each_row(parts):
     return {one.id: split for split, rows in parts.items() for one in rows}
 
 
+@settings(deadline=None)
 @given(groups=GROUPS, seed=SEEDS)
 def test_a_group_never_straddles_two_splits(groups, seed):
     parts = cut_or_skip([row(n, group) for n, group in enumerate(groups)], seed)
@@ -41,6 +42,7 @@ def test_a_group_never_straddles_two_splits(groups, seed):
     assert sum(map(len, parts.values())) == len(groups)
 
 
+@settings(deadline=None)
 @given(groups=GROUPS, seed=SEEDS, data=st.data())
 def test_the_order_of_rows_does_not_matter(groups, seed, data):
     rows = [row(n, group) for n, group in enumerate(groups)]
@@ -48,6 +50,7 @@ def test_the_order_of_rows_does_not_matter(groups, seed, data):
     assert split_of_each_row(cut_or_skip(shuffled, seed)) == split_of_each_row(cut_or_skip(rows, seed))
 
 
+@settings(deadline=None)
 @given(groups=GROUPS, more=GROUPS, seed=SEEDS)
 def test_new_rows_leave_the_old_ones_where_they_are(groups, more, seed):
     rows = [row(n, group) for n, group in enumerate([*groups, *more])]

@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.curate.text import duplicate_key, normalise
@@ -47,6 +47,7 @@ def test_texts_that_differ_in_content_are_not(one, other):
     assert duplicate_key(one) != duplicate_key(other)
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_normalising_twice_changes_nothing_more(text):
     once = normalise(text)
@@ -56,6 +57,7 @@ def test_normalising_twice_changes_nothing_more(text):
     assert once == once.strip()
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_normalising_makes_no_duplicate_of_another_text(text):
     assert duplicate_key(normalise(text)) == duplicate_key(text)
