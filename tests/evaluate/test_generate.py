@@ -131,3 +131,28 @@ def test_the_common_prefix_leaves_each_prompt_a_token_of_its_own() -> None:
 def test_settings_survive_their_file(line: Line) -> None:
     settings = settings_for(line.arena.renderer, 24)
     assert Settings(**settings.as_dict()) == settings
+
+
+def test_rows_that_leave_the_batch_early_change_nothing(line: Line) -> None:
+    """Against transformers' own `generate`, on a model that ends some rows early and some late."""
+    from transformers import GenerationConfig
+
+    arena, prompts = line.arena, prompts_of(line, 24)
+    model = line.base_model
+    probe = generate(model, arena.renderer, prompts, arena.settings, prefix=0, label="probe")
+    # Let tokens that this base likes to write end a turn, so that rows end at many different places.
+    likely = sorted({i for a in probe.values() for i in arena.renderer.tokenizer(a.text)["input_ids"]})[::4]
+    settings = Settings(arena.settings.max_new_tokens, likely, arena.settings.pad_id)
+    ours = generate(model, arena.renderer, prompts, settings, prefix=0, label="ours")
+    lengths = {answer.tokens_out for answer in ours.values()}
+    assert len(lengths) > 3
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=likely, pad_token_id=settings.pad_id
+    )
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        # Without a mask `generate` would guess one from the pad token, which ends turns here and stands in the prompt.
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        alone = output[0, len(prompt) :].tolist()
+        assert len(alone) == ours[index].tokens_out
+        assert arena.renderer.decode(alone) == ours[index].text

@@ -12,14 +12,13 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-from transformers import LogitsProcessor
 
 from tunesmith.errors import UserError
-from tunesmith.evaluate.generate import Constraint
+from tunesmith.evaluate.generate import MakeConstraint
 from tunesmith.prompt import Renderer
 
 
-def json_constraint(renderer: Renderer, schema: dict[str, Any], vocabulary: int) -> Constraint:
+def json_constraint(renderer: Renderer, schema: dict[str, Any], vocabulary: int) -> MakeConstraint:
     """Compile a JSON Schema once, for every batch of an arm. `vocabulary` is the width of the model's logits.
 
     Raises:
@@ -32,31 +31,33 @@ def json_constraint(renderer: Renderer, schema: dict[str, Any], vocabulary: int)
         raise UserError(
             f"data.schema: constrained decoding cannot enforce it: {problem}; or set arms.constrained=false"
         )
-    return lambda rows: _GrammarProcessor(tokenizer, grammar, rows, vocabulary, renderer.pad_id)
+    return lambda rows: _JsonConstraint(tokenizer, grammar, rows, vocabulary, renderer.end_ids[0])
 
 
-class _GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
+class _JsonConstraint:
     """Forbids every next token that the grammar does not admit, for each row of one batch."""
 
-    def __init__(self, tokenizer: LLTokenizer, grammar: str, rows: int, vocabulary: int, pad_id: int) -> None:
+    def __init__(self, tokenizer: LLTokenizer, grammar: str, rows: int, vocabulary: int, end_id: int) -> None:
         self.matchers = [LLMatcher(tokenizer, grammar) for _ in range(rows)]
-        self.bitmask = allocate_token_bitmask(rows, vocabulary)
         self.vocabulary = vocabulary
-        self.pad_id = pad_id
-        self.started = False
+        self.end_id = end_id
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Mask the scores of shape (rows, vocabulary) for the next token."""
-        for row, matcher in enumerate(self.matchers):
-            if self.started and not matcher.is_stopped():
-                matcher.consume_token(int(input_ids[row, -1]))
-            if matcher.is_stopped():
-                # The row has ended; transformers writes padding after it whatever the scores say.
-                self.bitmask[row] = 0
-                self.bitmask[row, self.pad_id // 32] = np.int32(np.uint32(1 << (self.pad_id % 32)).astype(np.int32))
-            else:
-                fill_next_token_bitmask(matcher, self.bitmask, row)
-        self.started = True
-        bits = np.unpackbits(self.bitmask.view(np.uint8), axis=1, bitorder="little")[:, : self.vocabulary]
+    def mask(self, scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """Scores with minus infinity at every token that the grammar does not admit next."""
+        bitmask = allocate_token_bitmask(len(rows), self.vocabulary)
+        for place, row in enumerate(rows):
+            if not self.matchers[row].is_stopped():
+                fill_next_token_bitmask(self.matchers[row], bitmask, place)
+        bits = np.unpackbits(bitmask.view(np.uint8), axis=1, bitorder="little")[:, : self.vocabulary]
+        for place, row in enumerate(rows):
+            # A grammar that can only end stops before the end token is written.
+            if self.matchers[row].is_stopped():
+                bits[place] = 0
+                bits[place, self.end_id] = 1
         allowed = torch.from_numpy(bits).to(device=scores.device, dtype=torch.bool)
         return scores.masked_fill(~allowed, float("-inf"))
+
+    def accept(self, row: int, token: int) -> None:
+        """Move a row's grammar past a written token."""
+        if not self.matchers[row].is_stopped():
+            self.matchers[row].consume_token(token)

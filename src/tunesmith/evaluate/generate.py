@@ -1,8 +1,8 @@
 """Greedy answers to many prompts, the same for every arm.
 
 Prompts are sorted by length and answered in batches, padded on the left. What all prompts of an arm begin with (the
-system message, fixed shots) is computed once and its key/value cache is shared. One full generation config is forced
-and stored, so that no default in a model's files can change an arm.
+system message, fixed shots) is computed once and its key/value cache is shared. Nothing is read from a model's own
+generation config: sampling, penalties and limits in its files cannot change an arm.
 """
 
 import time
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from tunesmith.progress import bar
 from tunesmith.prompt import Renderer
@@ -35,20 +35,6 @@ class Settings:
         """As an arm's file holds it."""
         return asdict(self)
 
-    def config(self) -> GenerationConfig:
-        """transformers' config with everything that would change greedy decoding set to do nothing."""
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            length_penalty=1.0,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.end_ids,
-            pad_token_id=self.pad_id,
-            use_cache=True,
-        )
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -62,8 +48,18 @@ class Answer:
     """Wall time of the batch that this row was answered in."""
 
 
-Constraint = Callable[[int], LogitsProcessor]
-"""Makes the logits processor of one batch, given its number of rows."""
+class Constraint(Protocol):
+    """What forbids tokens while one batch is answered."""
+
+    def mask(self, scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """Forbid tokens in scores of shape (len(rows), vocabulary); `rows` are places in the batch."""
+
+    def accept(self, row: int, token: int) -> None:
+        """Take note of a token that was written."""
+
+
+MakeConstraint = Callable[[int], Constraint]
+"""Makes the constraint of one batch, given its number of rows."""
 
 
 def settings_for(renderer: Renderer, max_new_tokens: int) -> Settings:
@@ -94,7 +90,7 @@ def generate(
     *,
     prefix: int,
     label: str,
-    constraint: Constraint | None = None,
+    constraint: MakeConstraint | None = None,
     only: list[list[int]] | None = None,
 ) -> dict[int, Answer]:
     """Answer every prompt; returns answers by the prompts' index.
@@ -103,7 +99,6 @@ def generate(
     `only` names some of the batches that `batches` would cut, to answer those alone, in the same company as before.
     """
     model.eval()
-    config = settings.config()
     answers: dict[int, Answer] = {}
     cut = batches(prompts, settings.batch_rows) if only is None else only
     with torch.inference_mode(), bar(label, sum(map(len, cut))) as progress:
@@ -111,22 +106,68 @@ def generate(
         for batch in cut:
             began = time.perf_counter()
             ids, mask = pad_left([prompts[i] for i in batch], prefix, settings.pad_id)
-            processors = LogitsProcessorList([constraint(len(batch))] if constraint else [])
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                past_key_values=_for_batch(shared, len(batch)),
-                generation_config=config,
-                logits_processor=processors,
-            )
-            seconds = time.perf_counter() - began
-            for index, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                length = next((i + 1 for i, token in enumerate(new) if token in settings.end_ids), len(new))
-                ended = length > 0 and new[length - 1] in settings.end_ids
-                text = renderer.decode(new[:length])
-                answers[index] = Answer(text, ended, len(prompts[index]), length, round(seconds, 3))
+            bound = constraint(len(batch)) if constraint else None
+            written = _write(model, ids, mask, _for_batch(shared, len(batch)), settings, bound)
+            seconds = round(time.perf_counter() - began, 3)
+            for index, new in zip(batch, written, strict=True):
+                ended = new[-1] in settings.end_ids
+                answers[index] = Answer(renderer.decode(new), ended, len(prompts[index]), len(new), seconds)
             progress.advance(len(batch))
     return answers
+
+
+def _write(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    settings: Settings,
+    constraint: Constraint | None,
+) -> list[list[int]]:
+    """Write the likeliest next token of each row until its end token; returns the new tokens, end token included.
+
+    Rows that have ended leave the batch as soon as they are an eighth of it: transformers' `generate` would carry them,
+    and their cache, along to the last row's end.
+    """
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    own = cache.get_seq_length()
+    ids, positions = ids[:, own:], positions[:, own:]
+    end_ids = set(settings.end_ids)
+    written: list[list[int]] = [[] for _ in range(len(ids))]
+    rows = list(range(len(ids)))
+    done: set[int] = set()
+    for _ in range(settings.max_new_tokens):
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        scores = constraint.mask(logits, rows) if constraint else logits
+        tokens: list[int] = scores.argmax(-1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            if row in done:
+                continue
+            written[row].append(token)
+            if constraint:
+                constraint.accept(row, token)
+            if token in end_ids:
+                done.add(row)
+        if len(done) == len(written):
+            break
+        ids = torch.tensor(tokens, device=model.device)[:, None]
+        positions = positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=-1)
+        going = [place for place, row in enumerate(rows) if row not in done]
+        if len(going) <= len(rows) * 7 // 8:
+            keep = torch.tensor(going, device=model.device)
+            cache.batch_select_indices(keep)
+            ids, positions, mask = ids[keep], positions[keep], mask[keep]
+            rows = [rows[place] for place in going]
+    return written
 
 
 def pad_left(prompts: Sequence[list[int]], prefix: int, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,9 +184,9 @@ def _read_prefix(model: PreTrainedModel, prefix: list[int]) -> DynamicCache:
     return cache
 
 
-def _for_batch(shared: DynamicCache | None, rows: int) -> DynamicCache | None:
+def _for_batch(shared: DynamicCache | None, rows: int) -> DynamicCache:
     if shared is None:
-        return None
+        return DynamicCache()
     copied = deepcopy(shared)
     copied.batch_repeat_interleave(rows)
     return copied
