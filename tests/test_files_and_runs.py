@@ -164,10 +164,7 @@ def test_a_finished_stage_is_published_and_done(run):
     assert contents(run) == {"adapter/weights": "w", "train.jsonl": "loss"}
     assert run.is_done("train", INPUTS)
     assert not run.is_done("check", INPUTS)
-    assert run.seconds("train") >= 0
     assert not (run.directory / ".scratch" / "train").exists()
-    assert run.output_digest("train.jsonl") == sha256_file(run.path("train.jsonl"))
-    assert run.output_digest("adapter") == sha256_json({"weights": sha256_file(run.path("adapter/weights"))})
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, PowerCut])

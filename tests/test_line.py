@@ -109,7 +109,7 @@ def test_the_lock_states_every_resolved_value(finished: Path) -> None:
     from ruamel.yaml import YAML
 
     lock = YAML(typ="safe").load((run_directory(finished) / "recipe.lock.yaml").read_text())
-    assert lock["trainer"]["learning_rate"] == lock["recipe"]["trainer"]["learning_rate"] == 0.01
+    assert lock["trainer"]["learning_rate"] == lock["recipe"]["trainer"]["learning_rate"] == 0.005
     assert lock["trainer"]["adam_beta2"] == 0.999
     assert lock["lora"]["lora_dropout"] == 0.0
     assert lock["recipe"]["gate"]["alpha"] == 0.05
@@ -199,7 +199,7 @@ def test_another_margin_judges_again_without_training_again(finished: Path, tmp_
     done = command(other, "gate", "smoke", "--set", "gate.min_gain=0.9")
     assert done.returncode == 10, done.stderr
     assert "BLOCK: smoke does not ship" in done.stdout
-    assert "made with --set gate.min_gain" in done.stdout
+    assert "made with --set gate.min_gain=0.9" in done.stdout
     refused = command(other, "export", "smoke", "--set", "gate.min_gain=0.9")
     assert refused.returncode == 2
     assert "the verdict is BLOCK; only a SHIP is exported" in refused.stderr
@@ -234,3 +234,89 @@ def test_another_base_of_the_same_shape_is_another_run(finished: Path, tmp_path:
     done = command(other, "run", "smoke", "--until", "check", "--base", "./base2")
     assert done.returncode == 0, done.stderr
     assert run_directory(other).name != run_directory(finished).name
+
+
+def test_evidence_made_with_other_settings_is_not_judged(finished: Path, tmp_path: Path) -> None:
+    """A weaker incumbent must not slip in: arms of another command lie in the same run."""
+    other = tmp_path / "weaker"
+    shutil.copytree(finished, other, symlinks=True)
+    weaker = command(other, "evaluate", "smoke", "--set", "arms.constrained=false")
+    assert weaker.returncode == 0, weaker.stderr
+    refused = command(other, "gate", "smoke")
+    assert refused.returncode == 2
+    assert "selection.json: made with other settings; `tunesmith baseline` makes it anew" in refused.stderr
+    assert command(other, "run", "smoke", "--until", "gate").returncode == 0
+
+
+def test_a_verdict_with_other_settings_is_not_exported(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "lenient"
+    shutil.copytree(finished, other, symlinks=True)
+    assert command(other, "gate", "smoke", "--set", "gate.min_gain=0.01").returncode == 0
+    refused = command(other, "export", "smoke")
+    assert refused.returncode == 2
+    assert "there is no verdict on this run with these settings; `tunesmith gate` gives it" in refused.stderr
+
+
+def test_a_version_is_not_given_to_another_candidate(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "version"
+    shutil.copytree(finished, other, symlinks=True)
+    before = sha256_tree(other / "dist" / "smoke-0.1.0")
+    assert command(other, "run", "smoke", "--set", "seed=1", "--until", "gate").returncode == 0
+    refused = command(other, "export", "smoke", "--set", "seed=1")
+    assert refused.returncode == 2
+    assert "holds the bundle of another candidate" in refused.stderr
+    assert sha256_tree(other / "dist" / "smoke-0.1.0") == before
+    renamed = command(other, "export", "smoke", "--set", "seed=1", "--set", "export.version=0.2.0")
+    assert renamed.returncode == 0, renamed.stderr
+    assert (other / "dist" / "smoke-0.2.0" / "manifest.json").is_file()
+
+
+def test_ctrl_c_exits_75_and_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
+    other = fresh_copy(finished, tmp_path / "interrupted")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "tunesmith.cli", "run", "smoke"],
+        cwd=other,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = []
+    for text in process.stderr:
+        told.append(text)
+        if text.strip() == "baseline":
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert told[-1] == "interrupted; run the same command again, finished stages are kept\n"
+    assert "Traceback" not in "".join(told)
+
+
+def test_a_base_without_a_pad_token_walks_the_line(finished: Path, tmp_path: Path, tiny_base: Path) -> None:
+    """trl gives such a tokenizer a pad token; the prompt's digest must not notice."""
+    other = fresh_copy(finished, tmp_path / "unpadded")
+    shutil.copytree(tiny_base, other / "unpadded")
+    path = other / "unpadded" / "tokenizer_config.json"
+    config = read_json(path)
+    config.pop("pad_token")
+    path.write_text(json.dumps(config))
+    short = ["--set", "trainer.num_train_epochs=1", "--until", "evaluate"]
+    done = command(other, "run", "smoke", "--base", "./unpadded", *short)
+    assert done.returncode == 0, done.stderr
+
+
+def test_target_modules_that_match_nothing_are_the_users_fault(finished: Path, tmp_path: Path) -> None:
+    other = fresh_copy(finished, tmp_path / "modules")
+    done = command(other, "train", "smoke", "--set", "lora.target_modules=[c_attn]")
+    assert done.returncode == 2, done.stderr
+    assert "lora, trainer: peft or trl refuses them:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_split_is_made_anew_by_curation(finished: Path, tmp_path: Path) -> None:
+    other = fresh_copy(finished, tmp_path / "curate")
+    path = other / "data" / "smoke" / "gate.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert command(other, "check", "smoke").returncode == 2
+    assert command(other, "curate", "smoke").returncode == 0
+    assert path.read_bytes() == whole

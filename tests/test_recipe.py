@@ -377,7 +377,13 @@ def test_a_set_value_is_typed_and_told_as_set(write):
     place = {key: where for key, _, where in loaded.shown()}
     set_keys = ["arms.few_shot", "lora.r", "quantization", "seed", "trainer.learning_rate"]
     assert [key for key in sorted(place) if place[key] == "--set"] == set_keys
-    assert loaded.overrides() == set_keys
+    assert loaded.overrides() == [
+        "arms.few_shot=[1, 5]",
+        "lora.r=32",
+        "quantization=nf4",
+        "seed=7",
+        "trainer.learning_rate=0.001",
+    ]
     assert place["lora.lora_alpha"] == "recipes/toy.yaml:9"
 
 
@@ -388,7 +394,7 @@ def test_nothing_is_an_override_without_set(write):
 def test_the_last_of_two_sets_counts(write):
     loaded = load_recipe("toy", root=write("toy", RECIPE), sets=["lora.r=32", "lora.r=64"])
     assert loaded.recipe.lora["r"] == 64
-    assert loaded.overrides() == ["lora.r"]
+    assert loaded.overrides() == ["lora.r=64"]
 
 
 REFUSED_SETS = {

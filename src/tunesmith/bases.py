@@ -78,13 +78,27 @@ class Base:
         found = read_json(path).get("eos_token_id") if path.is_file() else None
         return [] if found is None else [found] if isinstance(found, int) else list(found)
 
-    def model(self, *, dtype: "torch.dtype", quantization: str = "none") -> "PreTrainedModel":
+    def model(
+        self, *, dtype: "torch.dtype", quantization: str = "none", device: str | None = None
+    ) -> "PreTrainedModel":
         """Load the weights, with `quantization="nf4"` in 4 bits (QLoRA, arXiv:2305.14314)."""
-        return load_model(self.directory, dtype=dtype, quantization=quantization)
+        return load_model(self.directory, dtype=dtype, quantization=quantization, device=device)
+
+    def context(self) -> int:
+        """The most tokens that the base was made for, prompt and answer together."""
+        config = read_json(self.directory / "config.json")
+        return int(config.get("text_config", config).get("max_position_embeddings", 2048))
+
+    def stored_dtype(self) -> str:
+        """The dtype that the weights are stored in; configs written by older libraries call it `torch_dtype`."""
+        config = read_json(self.directory / "config.json")
+        return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def load_model(directory: Path, *, dtype: "torch.dtype", quantization: str = "none") -> "PreTrainedModel":
-    """Load a causal language model from a directory of safetensors onto the machine's device."""
+def load_model(
+    directory: Path, *, dtype: "torch.dtype", quantization: str = "none", device: str | None = None
+) -> "PreTrainedModel":
+    """Load a causal language model from a directory of safetensors, onto the GPU if there is one and none is named."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -97,7 +111,7 @@ def load_model(directory: Path, *, dtype: "torch.dtype", quantization: str = "no
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    if torch.cuda.is_available():
+    if device is None and torch.cuda.is_available():
         settings["device_map"] = {"": 0}
     with quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -164,7 +178,7 @@ def resolve(name: str, root: Path) -> Base:
         return _from_directory(name, root / Path(name).expanduser(), {"kind": "directory"})
     entry = named_bases(root)[name]
     if entry.hub and (match := HUB_ID.fullmatch(entry.hub)):
-        return _from_hub(name, match[1], match[2])
+        return _from_hub(name, match[1], match[2], entry.licence)
     if entry.package and entry.gguf:
         return _from_gguf_package(name, entry.package, entry.gguf, entry.licence)
     if entry.directory:
@@ -222,7 +236,7 @@ def refuse_unsafe(directory: Path) -> None:
         raise UserError(problems)
 
 
-def _from_hub(name: str, repository: str, revision: str) -> Base:
+def _from_hub(name: str, repository: str, revision: str, licence: str = "other") -> Base:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -234,7 +248,9 @@ def _from_hub(name: str, repository: str, revision: str) -> Base:
             f"base {name!r}: could not be downloaded from the Hub ({type(error).__name__}: {reason})",
             hint="check the network and the revision; a downloaded model can be given as a directory, `--base ./path`",
         ) from None
-    return _from_directory(name, Path(path), {"kind": "hub", "repository": repository, "revision": revision})
+    return _from_directory(
+        name, Path(path), {"kind": "hub", "licence": licence, "repository": repository, "revision": revision}
+    )
 
 
 def _from_gguf_package(name: str, package: PackageFile, gguf: GgufMember, licence: str) -> Base:

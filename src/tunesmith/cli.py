@@ -84,9 +84,9 @@ def run(
 def _finish(line: Any, *, export: bool) -> None:
     """Judge, report, export what ships, and leave with the verdict's exit code."""
     verdict = line.gate()
+    _report(line, verdict)
     if export and verdict["verdict"] == "SHIP":
         line.export()
-    _report(line, verdict)
     _say_times(line)
     raise typer.Exit(verdict["exit_code"])
 
@@ -237,17 +237,25 @@ def _version(
         raise typer.Exit
 
 
+INTERRUPTED = "interrupted; run the same command again, finished stages are kept"
+INTERRUPTED_BY_TYPER = 130
+"""What typer turns a KeyboardInterrupt into."""
+
+
 def guarded(command: Callable[[], object]) -> int:
     """Run a command and return its exit code; a person's or the machine's fault is told without a traceback."""
     try:
         command()
     except SystemExit as stop:
+        if stop.code == INTERRUPTED_BY_TYPER:
+            print(INTERRUPTED, file=sys.stderr)
+            return ExitCode.INTERRUPTED
         return int(stop.code or 0) if not isinstance(stop.code, str) else ExitCode.BUG
     except TunesmithError as error:
         print(error.text, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; run the same command again, finished stages are kept", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return ExitCode.INTERRUPTED
     except (OSError, MemoryError, RuntimeError) as error:
         fault = _environment_fault(error)
@@ -262,7 +270,8 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
     """The machine's fault behind an exception, or None where it is a bug of ours."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return EnvironmentFault(
-            "out of memory; nothing was published", hint="lower hardware.batch_tokens, or pick a smaller base"
+            "out of memory; nothing was published",
+            hint="in training lower hardware.batch_tokens, else pick a smaller base or fewer shots (arms.*)",
         )
     if isinstance(error, OSError) and error.errno in {
         errno.ENOSPC,

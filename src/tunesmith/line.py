@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import bases
+from tunesmith import adapters, bases
 from tunesmith.bases import Base
 from tunesmith.curate.dataset import made_by
 from tunesmith.errors import UserError
@@ -78,9 +78,10 @@ class Line:
         return load_base(self.arena)
 
     def _common(self) -> dict[str, Any]:
+        files = self.dataset.manifest()["files"]
         return {
             "base": self.base.digest,
-            "data": {split: self.dataset.digest(split) for split in SPLITS},
+            "data": {split: files[f"{split}.jsonl"]["sha256"] for split in SPLITS},
             "schema": sha256_file(self.loaded.schema_path),
             "hardware": self.recipe.hardware.model_dump(),
             "versions": versions(),
@@ -95,9 +96,63 @@ class Line:
         return self._common() | {
             "way": dict(way),
             "seed": self.recipe.seed,
-            "score": self.recipe.score.model_dump(),
+            "score": self.recipe.score.kind,
             "max_new_tokens": self.recipe.arms.max_new_tokens,
         }
+
+    def _selection_inputs(self) -> dict[str, Any]:
+        dev = sorted(self.run.path("arms/dev").glob("*.json"))
+        return self._common() | {
+            "arms": self.recipe.arms.model_dump(),
+            "score": self.recipe.score.model_dump(),
+            "dev": {path.name: sha256_file(path) for path in dev},
+        }
+
+    def _adapter_arm_inputs(self) -> dict[str, Any]:
+        return self._answered_by({"adapter": adapters.digest(self.run.path("adapter"))}) | {
+            "quantization": self.recipe.quantization,
+            "baseline": sha256_file(self.run.path("arms/zero_shot.jsonl")),
+        }
+
+    def _merged_arm_inputs(self) -> dict[str, Any]:
+        return self._answered_by({"merged": read_json(self.run.path("merged/manifest.json"))["digest"]}) | {
+            "guards": sha256_file(self.run.path("guards-adapter.json"))
+        }
+
+    def _gate_inputs(self) -> dict[str, Any]:
+        evidence = [
+            *self.run.path("arms").glob("*.json*"),
+            self.run.path("selection.json"),
+            self.run.path("guards.json"),
+        ]
+        return self._common() | {
+            "gate": self.recipe.gate.model_dump(),
+            "score": self.recipe.score.model_dump(),
+            "evidence": {path.name: sha256_file(path) for path in sorted(evidence) if path.is_file()},
+            "set": [text for text in self.loaded.overrides() if not text.startswith("export.")],
+        }
+
+    def _check_evidence(self) -> None:
+        """Refuse evidence that was made for other settings than this recipe's: it would be another question's answer.
+
+        Raises:
+            UserError: names each stage that must run again.
+        """
+        stale = []
+        if not self.run.is_done("selection", self._selection_inputs()):
+            stale.append(
+                f"{self.run.path('selection.json')}: made with other settings; `tunesmith baseline` makes it anew"
+            )
+        for way in read_json(self.run.path("selection.json"))["ways"]:
+            if not self.run.is_done(f"arm/{way['arm']}", self._answered_by(way)):
+                stale.append(
+                    f"{self.run.path('arms')}/{way['arm']}.jsonl: made with other settings; `tunesmith baseline`"
+                )
+        for arm, inputs in (("adapter", self._adapter_arm_inputs()), ("merged", self._merged_arm_inputs())):
+            if not self.run.is_done(f"arm/{arm}", inputs):
+                stale.append(f"{self.run.path('arms')}/{arm}.jsonl: made with other settings; `tunesmith evaluate`")
+        if stale:
+            raise UserError(stale)
 
     # ------------------------------------------------------------------ stages
 
@@ -112,7 +167,7 @@ class Line:
                         f"{directory}: holds no manifest.json, and there is no {script.name} to make it",
                         hint=f"write scripts/{script.name} as CONTRIBUTING.md shows, or correct data.directory",
                     )
-            elif not self.dataset.exists() or self.dataset.manifest()["made_by"] != made_by(script, directory):
+            elif not self.dataset.is_made_by(made_by(script, directory)):
                 runpy.run_path(str(script))["curate"](directory)
             else:
                 say(f"  unchanged: {directory}")
@@ -122,7 +177,11 @@ class Line:
         """Render and check every training row."""
         from tunesmith.check.stage import check, refuse_failed
 
-        inputs = self._common() | {"max_tokens": self.recipe.data.max_tokens}
+        inputs = self._common() | {
+            "max_tokens": self.recipe.data.max_tokens,
+            "max_new_tokens": self.recipe.arms.max_new_tokens,
+            "min_rows": self.recipe.gate.min_rows,
+        }
         path = self.run.path("check.json")
         with self._timed("check"):
             if not self._skip("check", inputs, "check.json"):
@@ -141,28 +200,42 @@ class Line:
                 self._arm(way, "dev")
             if self.recipe.arms.constrained:
                 self._arm(stage.constrained_way(self.arena, dev), "dev")
-            inputs = self._common() | {
-                "arms": self.recipe.arms.model_dump(),
-                "score": self.recipe.score.model_dump(),
-                "dev": {path.name: sha256_file(path) for path in sorted(dev.glob("*.json"))},
-            }
+            inputs = self._selection_inputs()
             if not self._skip("selection", inputs, "selection.json"):
                 with self.run.stage("selection", inputs) as out:
                     stage.select(self.arena, dev, out)
             selection = read_json(self.run.path("selection.json"))
             for way in stage.selected_ways(selection):
                 self._arm(way, "gate")
+        self._release_base_model()
         say(f"  incumbent, best on dev without training: {selection['incumbent']}")
 
     def _arm(self, way: "Way", split: str) -> None:
         name = f"dev/{way.label}" if split == "dev" else way.arm
         inputs = self._answered_by(way.as_dict())
-        if self.run.is_done(f"arm/{name}", inputs):
+        files = "arms/dev/" + way.label if split == "dev" else f"arms/{way.arm}"
+        if self._is_answered(f"arm/{name}", inputs, files):
             return
         with self.run.stage(f"arm/{name}", inputs) as out:
             arms = out / "arms" / "dev" if split == "dev" else out / "arms"
             arms.mkdir(parents=True)
             self.arena.run(self.base_model, way, split, arms, weights={"base": self.base.digest})  # type: ignore[arg-type]
+
+    def _is_answered(self, stage: str, inputs: Mapping[str, Any], files: str) -> bool:
+        """Whether an arm is finished, and was answered on this device: answers of two devices are not compared."""
+        if not self.run.is_done(stage, inputs):
+            return False
+        return bool(read_json(self.run.path(f"{files}.json"))["computed_on"] == self.arena.computed_on)
+
+    def _release_base_model(self) -> None:
+        """Give the base's memory back before training and evaluation load theirs."""
+        if self.__dict__.pop("base_model", None) is not None:
+            import gc
+
+            import torch
+
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def train(self) -> None:
         """Train the adapter."""
@@ -178,7 +251,6 @@ class Line:
 
     def evaluate(self) -> None:
         """Merge, then answer the gate rows with the adapter and with the merged model, and measure the guards."""
-        from tunesmith import adapters
         from tunesmith.evaluate import stage
         from tunesmith.export.merge import merge
 
@@ -191,34 +263,28 @@ class Line:
                 with self.run.stage("merge", inputs) as out:
                     merge(self.base, adapter, self.dataset.manifest()["systems"], out / "merged")
         with self._timed("evaluate"):
-            arms = self.run.path("arms")
-            inputs = self._answered_by({"adapter": adapters.digest(adapter)})
-            inputs |= {"quantization": self.recipe.quantization, "baseline": sha256_file(arms / "zero_shot.jsonl")}
-            if not self.run.is_done("arm/adapter", inputs):
+            inputs = self._adapter_arm_inputs()
+            if not self._is_answered("arm/adapter", inputs, "arms/adapter"):
                 with self.run.stage("arm/adapter", inputs) as out:
                     (out / "arms").mkdir()
-                    stage.run_adapter(self.arena, adapter, arms, out)
-            guards = self.run.path("guards-adapter.json")
-            digest = read_json(merged / "manifest.json")["digest"]
-            inputs = self._answered_by({"merged": digest}) | {"guards": sha256_file(guards)}
-            if not self._skip("arm/merged", inputs, "guards.json"):
+                    stage.run_adapter(self.arena, adapter, self.run.path("arms"), out)
+            inputs = self._merged_arm_inputs()
+            if self._is_answered("arm/merged", inputs, "arms/merged"):
+                say(f"  unchanged: {self.run.path('guards.json')}")
+            else:
                 with self.run.stage("arm/merged", inputs) as out:
                     (out / "arms").mkdir()
-                    stage.run_merged(self.arena, merged, guards, out)
+                    stage.run_merged(self.arena, merged, self.run.path("guards-adapter.json"), out)
         say(f"  {self.run.path('arms')}")
 
     def gate(self) -> dict[str, Any]:
         """Judge the run; returns the verdict."""
+        from tunesmith.gate.evidence import read_evidence
         from tunesmith.gate.stage import gate
 
-        evidence = sorted(self.run.path("arms").glob("*.json*"))
-        others = [self.run.path(name) for name in ("selection.json", "guards.json")]
-        inputs = self._common() | {
-            "gate": self.recipe.gate.model_dump(),
-            "score": self.recipe.score.model_dump(),
-            "evidence": {path.name: sha256_file(path) for path in [*evidence, *others] if path.is_file()},
-            "set": self.loaded.overrides(),
-        }
+        read_evidence(self.run.directory)
+        self._check_evidence()
+        inputs = self._gate_inputs()
         with self._timed("gate"):
             if not self._skip("gate", inputs, "verdict.json"):
                 self.runs.mkdir(parents=True, exist_ok=True)
@@ -232,8 +298,11 @@ class Line:
         from tunesmith.evaluate.stage import scoring_dtype
         from tunesmith.export.bundle import bundle
 
-        if not self.run.path("verdict.json").is_file():
-            raise UserError(f"{self.run.path('verdict.json')}: not there yet; `tunesmith gate` makes it")
+        if not self.run.is_done("gate", self._gate_inputs()):
+            raise UserError(
+                f"{self.run.path('verdict.json')}: there is no verdict on this run with these settings; "
+                "`tunesmith gate` gives it"
+            )
         with self._timed("export"):
             dtype = str(scoring_dtype(self.arena)).removeprefix("torch.")
             target = bundle(self.loaded, self.run, self.dataset, self.base, self.dist, dtype=dtype)
@@ -259,12 +328,13 @@ class Line:
 
 
 def quiet_libraries() -> None:
-    """Set, before the heavy imports, what keeps libraries off the network and off the terminal."""
+    """Set, before the heavy imports, what keeps libraries off the network, off the terminal and on one GPU."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    # One process drives one GPU; trl refuses to train where it sees more.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     import logging
     import warnings
 

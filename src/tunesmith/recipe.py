@@ -66,6 +66,14 @@ RESERVED: dict[str, dict[str, str]] = {
         "load_best_model_at_end": "the last adapter is the one judged",
         "logging_nan_inf_filter": "a loss that is not a number stops the run",
         "disable_tqdm": "the toolkit draws its own progress bar",
+        "dataloader_pin_memory": "the hardware profile decides it",
+        "train_sampling_strategy": "rows are batched by the toolkit",
+        "eval_on_start": "the dev split is scored after each epoch",
+        "eval_steps": "the dev split is scored after each epoch",
+        "save_steps": "the adapter is written once, when training has finished",
+        "save_total_limit": "the adapter is written once, when training has finished",
+        "hub_strategy": "a run writes files only",
+        "run_name": "a run is named by its inputs",
     },
 }
 
@@ -216,8 +224,8 @@ class LoadedRecipe:
         return self.root / self.recipe.data.output_schema
 
     def overrides(self) -> list[str]:
-        """The `--set` options that shaped this recipe."""
-        return sorted(".".join(map(str, k)) for k, place in self.source.places.items() if place == SET)
+        """The `--set` options that shaped this recipe, as `key=value`."""
+        return sorted(f"{key}={value}" for key, value, place in self.shown() if place == SET)
 
     def shown(self) -> list[tuple[str, Any, str]]:
         """Every value with its dotted path and where it comes from."""

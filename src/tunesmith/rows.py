@@ -156,6 +156,13 @@ class Dataset:
         """Whether curation has finished here."""
         return self.manifest_path.is_file()
 
+    def is_made_by(self, maker: str) -> bool:
+        """Whether the splits lie here whole, as this maker (a digest) wrote them."""
+        try:
+            return bool(self.manifest()["made_by"] == maker)
+        except UserError:
+            return False
+
     def manifest(self) -> dict[str, Any]:
         """The manifest, after checking that every split file still has the bytes it names.
 
@@ -164,7 +171,10 @@ class Dataset:
         """
         if not self.exists():
             raise UserError(f"{self.directory}: holds no manifest.json; `tunesmith curate` makes it")
-        manifest: dict[str, Any] = read_json(self.manifest_path)
+        try:
+            manifest: dict[str, Any] = read_json(self.manifest_path)
+        except ValueError:
+            raise UserError(f"{self.manifest_path}: not JSON; `tunesmith curate` makes it anew") from None
         changed = [
             f"{self.directory / name}: differs from its manifest; splits are written once"
             for name, entry in manifest["files"].items()

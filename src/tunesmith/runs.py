@@ -99,15 +99,6 @@ class Run:
             },
         )
 
-    def seconds(self, stage: str) -> float:
-        """How long a finished stage took."""
-        return float(read_json(self._record_path(stage))["seconds"])
-
-    def output_digest(self, name: str) -> str:
-        """The sha256 of a file, or of all files of a directory, in this run."""
-        path = self.path(name)
-        return sha256_json(sha256_tree(path)) if path.is_dir() else sha256_file(path)
-
     def _record_path(self, stage: str) -> Path:
         return self.directory / "stages" / f"{stage.replace('/', '-')}.json"
 

@@ -264,9 +264,9 @@ def test_failures_are_told_with_five_rows_at_most_and_what_is_wanted(tmp_path):
     with pytest.raises(UserError) as refused:
         refuse_failed(result, tmp_path / "check.json", Dataset(tmp_path))
     assert refused.value.text == (
-        f"{tmp_path}/train.jsonl: check `length` fails for 7 of 9 rows: r0, r1, r2, r3, r4 and 2 more; "
+        f"{tmp_path}: check `length` fails for 7 rows: r0, r1, r2, r3, r4 and 2 more; "
         "wanted: length is right\n"
-        f"{tmp_path}/train.jsonl: check `schema` fails for 2 of 9 rows: r1, r8; wanted: schema is right\n"
+        f"{tmp_path}: check `schema` fails for 2 rows: r1, r8; wanted: schema is right\n"
         f"hint: mend or drop these rows where they are curated; all row ids are in {tmp_path}/check.json"
     )
     refuse_failed({"rows": 9, "checks": [finding("length", "PASS", [])]}, tmp_path / "check.json", Dataset(tmp_path))
@@ -291,7 +291,8 @@ def test_the_command_shows_that_good_rows_pass(project, tunesmith):
     path = done.stdout.splitlines()[-1]
     assert re.fullmatch(r"runs/smoke-[0-9a-f]{12}/check\.json", path)
     result = read_json(project / path)
-    assert [finding["name"] for finding in result["checks"]] == NAMES
+    held_out = ["held-out template", "held-out schema", "held-out length", "gate rows"]
+    assert [finding["name"] for finding in result["checks"]] == [*NAMES, *held_out]
     assert {finding["status"] for finding in result["checks"]} == {"PASS"}
     train = Dataset(project / "data" / "smoke").rows("train")
     assert result["rows"] == len(train)
@@ -312,7 +313,7 @@ def test_the_command_refuses_rows_that_do_not_fit(project, tunesmith):
     assert done.stdout == ""
     assert done.stderr == (
         "check\n"
-        f"data/smoke/train.jsonl: check `length` fails for {len(ids)} of {len(ids)} rows: {', '.join(ids[:5])} "
+        f"data/smoke: check `length` fails for {len(ids)} rows: {', '.join(ids[:5])} "
         f"and {len(ids) - 5} more; wanted: each row fits into data.max_tokens = 40\n"
         f"hint: mend or drop these rows where they are curated; all row ids are in runs/{run.name}/check.json\n"
     )
@@ -336,7 +337,7 @@ def test_rows_that_were_tampered_with_stop_the_line(project):
     write_json(directory / "manifest.json", manifest)
     with pytest.raises(UserError) as refused:
         line.check()
-    one_row = f"data/smoke/train.jsonl: check `%s` fails for 1 of {len(rows)} rows: %s; wanted: %s\n"
+    one_row = "data/smoke: check `%s` fails for 1 row: %s; wanted: %s\n"
     assert refused.value.text.startswith(
         one_row % ("control tokens", rows[7]["id"], "no text spells a control token")
         + one_row % ("schema", rows[3]["id"], "each completion is valid under the schema")
@@ -347,3 +348,32 @@ def test_rows_that_were_tampered_with_stop_the_line(project):
         "schema": [rows[3]["id"]],
         "splits": [held_out.id],
     }
+
+
+def test_held_out_rows_that_could_not_be_scored_stop_the_line(project):
+    """Else an arm would be answered first, and the fault be told after training."""
+    line = Line("smoke")
+    line.curate()
+    directory = project / "data" / "smoke"
+    rows = [json.loads(text) for text in (directory / "gate.jsonl").read_text().splitlines()]
+    rows[2]["completion"]["content"] = "red"
+    rows[5]["completion"]["content"] = '{"colour":"white"}' + " " * 30
+    write_jsonl(directory / "gate.jsonl", rows)
+    manifest = read_json(directory / "manifest.json")
+    manifest["files"]["gate.jsonl"]["sha256"] = sha256_file(directory / "gate.jsonl")
+    write_json(directory / "manifest.json", manifest)
+    with pytest.raises(UserError) as refused:
+        line.check()
+    assert refused.value.problems == [
+        f"data/smoke: check `held-out schema` fails for 1 row: {rows[2]['id']}; "
+        "wanted: each held-out reference is valid under the schema",
+        f"data/smoke: check `held-out length` fails for 1 row: {rows[5]['id']}; "
+        "wanted: each held-out reference fits into arms.max_new_tokens = 24",
+    ]
+
+
+def test_too_few_gate_rows_are_told_before_training(project):
+    line = Line("smoke", sets=["gate.min_rows=61"])
+    line.curate()
+    with pytest.raises(UserError, match=r"check `gate rows` fails for 60 rows: .*at least gate.min_rows = 61 rows"):
+        line.check()

@@ -56,6 +56,7 @@ def scored_arm(name: str, right: Sequence[bool], groups: Sequence[str]) -> Arm:
         "weights": {"merged": "e" * 64} if name == "merged" else {"base": "b" * 64},
         "prompt_digest": "9" * 64,
         "settings": dict(SETTINGS),
+        "computed_on": {"device": "cpu", "dtype": "float32"},
         "prefix_tokens": 10,
     }
     rows = [scored_row(i, group, ok) for i, (ok, group) in enumerate(zip(right, groups, strict=True))]

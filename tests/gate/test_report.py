@@ -56,7 +56,7 @@ def test_the_report_reads_as_the_golden_text(evidence: Evidence, recipe: Recipe)
 def test_the_report_needs_no_colour(evidence: Evidence, recipe: Recipe) -> None:
     text = printed(judge(evidence, recipe, ABOUT), evidence)
     assert "\x1b" not in text
-    for word in ("retrieval*", "gain_over_incumbent", "pass", "SHIP", "row-000", "look 1"):
+    for word in ("retrieval*", "gain_adapter", "pass", "SHIP", "row-000", "look 1"):
         assert word in text
 
 

@@ -1,6 +1,7 @@
 """Render all training rows, run all checks, write check.json, and stop a run that would train in vain."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,7 +16,7 @@ from tunesmith.check.checks import Checked, Finding
 from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.prompt import IGNORE, Renderer
-from tunesmith.recipe import LoadedRecipe
+from tunesmith.recipe import LoadedRecipe, Recipe
 from tunesmith.rows import Dataset, Row, Split
 from tunesmith.schema import read_schema
 
@@ -53,12 +54,41 @@ def examine(
     return [Finding(name, "FAIL" if failed else "PASS", says, failed) for name, says, failed in table]
 
 
+def examine_held_out(
+    held_out: Mapping[Split, Sequence[Row]], renderer: Renderer, schema: Any, recipe: Recipe
+) -> list[Finding]:
+    """What a run would else find out only after training: references that cannot be scored, rows that are too few."""
+    rows = [row for split in HELD_OUT for row in held_out[split]]
+    unrendered, too_long = [], []
+    rendered: list[Checked] = []
+    for row in rows:
+        try:
+            ids = renderer.render(row)
+        except UserError:
+            unrendered.append(row.id)
+            continue
+        rendered.append(Checked(row, ids, ids.input_ids, ids.labels))
+        if len(ids.completion_ids) > recipe.arms.max_new_tokens:
+            too_long.append(row.id)
+    few = [row.id for row in held_out["gate"]] if len(held_out["gate"]) < recipe.gate.min_rows else []
+    longest = recipe.arms.max_new_tokens
+    table = [
+        ("held-out template", "each held-out row can be rendered", unrendered),
+        ("held-out schema", "each held-out reference is valid under the schema", checks.off_schema(schema)(rendered)),
+        ("held-out length", f"each held-out reference fits into arms.max_new_tokens = {longest}", too_long),
+        ("gate rows", f"the gate split has at least gate.min_rows = {recipe.gate.min_rows} rows", few),
+    ]
+    return [Finding(name, "FAIL" if failed else "PASS", says, failed) for name, says, failed in table]
+
+
 def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
     """Check all training rows and write check.json, whatever it finds; `refuse_failed` then stops the run."""
     train = dataset.rows("train")
-    held_out = [row for split in HELD_OUT for row in dataset.rows(split)]
+    held_out = {split: dataset.rows(split) for split in HELD_OUT}
     renderer = Renderer(base.tokenizer(), base.end_ids())
-    findings = examine(train, held_out, renderer, read_schema(loaded.schema_path), loaded.recipe.data.max_tokens)
+    schema = read_schema(loaded.schema_path)
+    findings = examine(train, list(chain(*held_out.values())), renderer, schema, loaded.recipe.data.max_tokens)
+    findings += examine_held_out(held_out, renderer, schema, loaded.recipe)
     lengths = [len(r.input_ids) for r in map(renderer.render, train)] if findings[0].status == "PASS" else []
     write_json(
         out,
@@ -81,8 +111,8 @@ def refuse_failed(result: dict[str, Any], path: Path, dataset: Dataset) -> None:
     if failed:
         raise UserError(
             [
-                f"{dataset.directory / 'train.jsonl'}: check `{f['name']}` fails for {len(f['rows'])} of "
-                f"{result['rows']} rows: {_some(f['rows'])}; wanted: {f['says']}"
+                f"{dataset.directory}: check `{f['name']}` fails for {_count(f['rows'])}: {_some(f['rows'])}; "
+                f"wanted: {f['says']}"
                 for f in failed
             ],
             hint=f"mend or drop these rows where they are curated; all row ids are in {path}",
@@ -117,6 +147,10 @@ def visible(row: Row, renderer: Renderer) -> Text:
     if inside:
         text.append("⟧", style="bold")
     return text
+
+
+def _count(ids: Sequence[str]) -> str:
+    return f"{len(ids)} row{'' if len(ids) == 1 else 's'}"
 
 
 def _some(ids: Sequence[str]) -> str:

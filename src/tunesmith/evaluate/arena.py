@@ -18,7 +18,7 @@ from tunesmith.evaluate.constrain import json_constraint
 from tunesmith.evaluate.generate import Settings, common_prefix, generate, settings_for
 from tunesmith.evaluate.score_json import score
 from tunesmith.files import read_json, write_json, write_jsonl
-from tunesmith.prompt import Renderer
+from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rows import Dataset, Message, Row, Split
 
@@ -57,11 +57,15 @@ ZERO_SHOT = Way("zero_shot")
 class Arena:
     """Answers and scores the rows of a dataset."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, base: Base, schema: dict[str, Any]) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, base: Base, schema: dict[str, Any], computed_on: dict[str, str]
+    ) -> None:
+        """Take what arms share; `computed_on` names the device and dtype that answers are computed with."""
         self.recipe = recipe
         self.dataset = dataset
         self.base = base
         self.schema = schema
+        self.computed_on = computed_on
         self.renderer = Renderer(base.tokenizer(), base.end_ids())
         self.settings: Settings = settings_for(self.renderer, recipe.arms.max_new_tokens)
         self.validator = jsonschema.Draft202012Validator(schema)
@@ -78,8 +82,10 @@ class Arena:
         return list(row.messages)
 
     def prompts(self, rows: Sequence[Row], way: Way) -> list[list[int]]:
-        """The rendered prompts of a way, one a row."""
-        return [self.renderer.prompt_ids(self.messages(row, way), row.tools) for row in rows]
+        """The rendered prompts of a way, one a row, cut from the left where base and answer would not hold them."""
+        room = self.base.context() - self.settings.max_new_tokens
+        whole = [self.renderer.prompt_ids(self.messages(row, way), row.tools) for row in rows]
+        return [Rendered(ids, [], ends=False).fit(room).prompt_ids for ids in whole]
 
     def run(self, model: PreTrainedModel, way: Way, split: Split, out: Path, *, weights: dict[str, str]) -> None:
         """Answer and score a split, and write `<label>.jsonl` and `<label>.json` into `out`.
@@ -130,6 +136,10 @@ class Arena:
                 "split_digest": self.dataset.digest(split),
                 "rows": len(rows),
                 "weights": weights,
+                "computed_on": self.computed_on,
+                "prompts_at_limit": sum(
+                    len(ids) + self.settings.max_new_tokens == self.base.context() for ids in prompts
+                ),
                 "prompt_digest": self.prompt_digest,
                 "settings": self.settings.as_dict(),
                 "prefix_tokens": prefix,

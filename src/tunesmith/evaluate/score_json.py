@@ -82,7 +82,7 @@ def score(text: str, ended: bool, row: Row, validator: jsonschema.Draft202012Val
 
     Returns scores in 0..1 (`exact_match`, `field_f1`, `json_strict`, `json_lenient`, `exact_match_lenient`,
     `schema_valid`, `hallucinated`), the paths that were right, wrong and missed, and the class of the first failure.
-    `hallucinated` is 1 if any string value does not stand in the user's text.
+    `hallucinated` is 1 if any wrong string value does not stand in the user's text.
     """
     reference = json.loads(row.reference)
     wanted = set(leaves(reference))
@@ -90,7 +90,7 @@ def score(text: str, ended: bool, row: Row, validator: jsonschema.Draft202012Val
     is_object = isinstance(strict, dict)
     got = set(leaves(strict)) if is_object else set()
     right, wrong, missed = got & wanted, got - wanted, wanted - got
-    invented = [path for path, value in got if value.startswith('"') and json.loads(value) not in row.source]
+    invented = [path for path, value in wrong if value.startswith('"') and json.loads(value) not in row.source]
     schema_valid = is_object and _is_valid(validator, strict)
     exact = is_object and got == wanted
     return {

@@ -23,16 +23,17 @@ from tunesmith.schema import read_schema
 
 
 def open_arena(loaded: LoadedRecipe, dataset: Dataset, base: Base) -> Arena:
-    """The arena of a recipe."""
-    return Arena(loaded.recipe, dataset, base, read_schema(loaded.schema_path))
+    """The arena of a recipe on this machine."""
+    found = hardware.look()
+    profile = hardware.choose(found, loaded.recipe, longest_row=loaded.recipe.data.max_tokens, base_gib_fp32=0.0)
+    computed_on = {"device": found.name, "dtype": profile.dtype}
+    return Arena(loaded.recipe, dataset, base, read_schema(loaded.schema_path), computed_on)
 
 
 def scoring_dtype(arena: Arena) -> torch.dtype:
-    """The dtype that the hardware profile computes in."""
-    profile = hardware.choose(
-        hardware.look(), arena.recipe, longest_row=arena.recipe.data.max_tokens, base_gib_fp32=0.0
-    )
-    return profile.torch_dtype
+    """The dtype that answers are computed in."""
+    dtype: torch.dtype = getattr(torch, arena.computed_on["dtype"])
+    return dtype
 
 
 def load_base(arena: Arena, quantization: str = "none") -> PreTrainedModel:

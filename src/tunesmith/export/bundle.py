@@ -27,7 +27,8 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
     """Write `dist/<name>-<version>/` and return it.
 
     Raises:
-        UserError: the run has no SHIP, or the merged model lacks the bytes that were judged.
+        UserError: the run has no SHIP, the merged model lacks the bytes that were judged, or the version is another
+            candidate's.
         EnvironmentFault: the reloaded model does not repeat its answers.
     """
     verdict = read_json(run.path("verdict.json"))
@@ -35,6 +36,13 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
         raise UserError(f"{run.path('verdict.json')}: the verdict is {verdict['verdict']}; only a SHIP is exported")
     recipe = loaded.recipe
     target = dist / f"{recipe.name}-{recipe.export.version}"
+    if (target / "verdict.json").is_file():
+        there = read_json(target / "verdict.json")["digests"]
+        if any(there[part] != verdict["digests"][part] for part in ("adapter", "merged")):
+            raise UserError(
+                f"{target}: holds the bundle of another candidate (adapter {there['adapter'][:12]})",
+                hint="a version names one candidate: raise export.version, or delete the bundle",
+            )
     dist.mkdir(parents=True, exist_ok=True)
     # One place for the unfinished bundle: what a killed export left there is cleared away by the next.
     out = dist / f".{target.name}.unfinished"

@@ -12,8 +12,19 @@ import torch
 
 from tunesmith import adapters
 from tunesmith.bases import Base, quiet
-from tunesmith.files import read_json, sha256_json, sha256_tree, write_json
+from tunesmith.files import sha256_json, sha256_tree, write_json
 from tunesmith.prompt import Renderer
+
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "LICENSE*",
+)
 
 
 def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
@@ -25,19 +36,16 @@ def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
     """
     renderer = Renderer(base.tokenizer(), base.end_ids())
     adapters.verify(adapter, base=base, prompt_digest=renderer.digest(systems))
-    model = base.model(dtype=torch.float32)
+    # On the CPU: float32 may not fit beside what a GPU holds, and a sum needs no GPU.
+    model = base.model(dtype=torch.float32, device="cpu")
     merged = adapters.attach(model, adapter).merge_and_unload(safe_merge=True)
-    merged.to(getattr(torch, stored_dtype(base)))
+    merged.to(getattr(torch, base.stored_dtype()))
     with quiet():
         merged.save_pretrained(out)
-    for path in sorted(base.directory.iterdir()):
-        # Tokenizer and template as bytes: saved again by a library they could differ.
-        if path.is_file() and path.suffix != ".safetensors" and not (out / path.name).exists():
+    # Tokenizer and template as bytes: saved again by a library they could differ. Nothing else of the base's.
+    for pattern in TOKENIZER_FILES:
+        for path in sorted(base.directory.glob(pattern)):
             shutil.copyfile(path, out / path.name)
-    (out / "manifest.json").unlink(missing_ok=True)
-    if (out / "model.safetensors").exists():
-        # The base's index names shards that the merged model may not have.
-        (out / "model.safetensors.index.json").unlink(missing_ok=True)
     files = sha256_tree(out)
     write_json(
         out / "manifest.json",
@@ -45,14 +53,8 @@ def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
             "base": base.digest,
             "adapter": adapters.digest(adapter),
             "method": "float32 sum with the unquantised base, rounded once",
-            "dtype": stored_dtype(base),
+            "dtype": base.stored_dtype(),
             "digest": sha256_json(files),
             "files": files,
         },
     )
-
-
-def stored_dtype(base: Base) -> str:
-    """The dtype that the base's weights are stored in."""
-    dtype: str = read_json(base.directory / "config.json").get("dtype", "float32")
-    return dtype

@@ -26,6 +26,7 @@ def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
         "name": recipe.name,
         "run": run.directory.name,
         "set": loaded.overrides(),
+        "recipe": recipe.as_dict(),
         "look": ledger.look_number(ledger_path, gate_digest, candidate),
         "digests": {
             "base": manifest["base"]["digest"],

@@ -49,7 +49,7 @@ def all_terms(evidence: Evidence, recipe: Recipe) -> list[Term]:
     if any(term.outcome == "fail" for term in terms):
         return terms
     adapter, merged = evidence.arms["adapter"], evidence.arms["merged"]
-    terms.append(gain(adapter, evidence.incumbent, recipe))
+    terms += [gain(arm, evidence.incumbent, recipe) for arm in (adapter, merged)]
     terms.append(no_worse(merged, adapter, recipe))
     terms += [general_loss(evidence.guards, arm, recipe) for arm in ("adapter", "merged")]
     return terms
@@ -77,8 +77,8 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
         ),
         (
             "same_settings",
-            all(arm.about["settings"] == adapter.about["settings"] for arm in arms),
-            "one generation config made all answers",
+            all(arm.about[key] == adapter.about[key] for arm in arms for key in ("settings", "computed_on")),
+            "one generation config on one device and dtype made all answers",
         ),
         (
             "enough_rows",
@@ -104,10 +104,10 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
     return [Term(name, "integrity", "pass" if holds else "fail", says) for name, holds, says in facts]
 
 
-def gain(adapter: Arm, incumbent: Arm, recipe: Recipe) -> Term:
-    """The adapter beats the incumbent: lower bound above 0, and a gain of at least `gate.min_gain`."""
+def gain(arm: Arm, incumbent: Arm, recipe: Recipe) -> Term:
+    """What ships beats the incumbent: lower bound above 0, and a gain of at least `gate.min_gain`."""
     metric, wanted = recipe.score.primary, recipe.gate.min_gain
-    interval = paired_interval(adapter.scores(metric), incumbent.scores(metric), adapter.groups, recipe.gate.alpha)
+    interval = paired_interval(arm.scores(metric), incumbent.scores(metric), arm.groups, recipe.gate.alpha)
     if interval.low > 0 and interval.estimate >= wanted:
         outcome: Outcome = "pass"
     else:
@@ -116,10 +116,10 @@ def gain(adapter: Arm, incumbent: Arm, recipe: Recipe) -> Term:
     enough = interval.estimate >= wanted
     needed = rows_needed(interval, 0.0 if enough else wanted)
     return _term(
-        "gain_over_incumbent",
+        f"gain_{arm.name}",
         "superiority",
         outcome,
-        f"{metric} of adapter over {incumbent.name}: above 0 by more than noise, and at least {wanted:+.3f}",
+        f"{metric} of {arm.name} over {incumbent.name}: above 0 by more than noise, and at least {wanted:+.3f}",
         interval,
         margin=wanted,
         n_needed=needed if outcome == "open" else None,
@@ -156,7 +156,8 @@ def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe) -> Term:
         f"loss of {arm} on general text, nats per token above the base: less than {margin:.3f}",
         interval,
         margin=margin,
-        n_needed=rows_needed(interval, margin) if outcome == "open" else None,
+        # The documents are the package's: there are no more of them to ask for.
+        n_needed=None,
     )
 
 

@@ -17,7 +17,7 @@ from trl import SFTConfig
 from tunesmith import adapters, hardware
 from tunesmith.bases import Base
 from tunesmith.errors import UserError
-from tunesmith.files import read_json, sha256_json
+from tunesmith.files import sha256_json
 from tunesmith.hardware import Profile
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, Renderer
@@ -51,19 +51,25 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
     for choice, reason in profile.reasons.items():
         say(f"  {choice} = {getattr(profile, choice)}: {reason}")
 
+    # Taken now: trl may give the tokenizer that it is handed a pad token.
+    prompt_digest = renderer.digest(dataset.manifest()["systems"])
     lora = lora_config(recipe)
     watch = Watch(out / "train.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = AdapterTrainer(
-            model=base.model(dtype=profile.torch_dtype, quantization=recipe.quantization),
-            args=sft_config(recipe, profile, scratch),
-            train_dataset=features(rows),
-            processing_class=renderer.tokenizer,
-            peft_config=lora,
-            callbacks=[watch, DevLoss(watch, dev)],
-            lengths=[len(row.input_ids) for row in rows],
-            effective_batch=profile.rows_per_pass * profile.accumulation,
-        )
+        model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization)
+        try:
+            trainer = AdapterTrainer(
+                model=model,
+                args=sft_config(recipe, profile, scratch),
+                train_dataset=features(rows),
+                processing_class=base.tokenizer(),
+                peft_config=lora,
+                callbacks=[watch, DevLoss(watch, dev)],
+                lengths=[len(row.input_ids) for row in rows],
+                effective_batch=profile.rows_per_pass * profile.accumulation,
+            )
+        except ValueError as error:
+            raise UserError(f"lora, trainer: peft or trl refuses them: {str(error).splitlines()[0]}") from None
         trainer.remove_callback(PrinterCallback)
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, DevLoss):
@@ -79,7 +85,7 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
         base=base,
         bound={
             "quantization": recipe.quantization,
-            "prompt_digest": renderer.digest(dataset.manifest()["systems"]),
+            "prompt_digest": prompt_digest,
             "recipe_digest": sha256_json(recipe.as_dict()),
             "train_digest": dataset.digest("train"),
         },
@@ -182,5 +188,4 @@ def _plain(value: Any) -> Any:
 def _base_gib_fp32(base: Base) -> float:
     """The size of the base's weights as float32; files hold at least two bytes a weight."""
     on_disk = sum(path.stat().st_size for path in base.directory.glob("*.safetensors"))
-    stored = read_json(base.directory / "config.json").get("dtype", "float32")
-    return float(on_disk * (1 if stored == "float32" else 2) / hardware.GIB)
+    return float(on_disk * (1 if base.stored_dtype() == "float32" else 2) / hardware.GIB)
