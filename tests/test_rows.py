@@ -252,3 +252,11 @@ def test_a_directory_without_manifest_is_no_dataset(dataset):
     with pytest.raises(UserError) as refused:
         dataset.manifest()
     assert refused.value.text == f"{dataset.directory}: holds no manifest.json; `tunesmith curate` makes it"
+
+
+def test_a_manifest_that_names_no_maker_was_made_by_nobody_we_know(tmp_path):
+    write_json(tmp_path / "manifest.json", {"files": {}})
+    assert not Dataset(tmp_path).is_made_by("0" * 64)
+    write_json(tmp_path / "manifest.json", {"files": {}, "made_by": "0" * 64})
+    assert Dataset(tmp_path).is_made_by("0" * 64)
+    assert not Dataset(tmp_path / "nowhere").is_made_by("0" * 64)

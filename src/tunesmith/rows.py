@@ -159,7 +159,7 @@ class Dataset:
     def is_made_by(self, maker: str) -> bool:
         """Whether the splits lie here whole, as this maker (a digest) wrote them."""
         try:
-            return bool(self.manifest()["made_by"] == maker)
+            return bool(self.manifest().get("made_by") == maker)
         except UserError:
             return False
 
