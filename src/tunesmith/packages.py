@@ -5,6 +5,7 @@ installed and never imported; a source archive is not even built, which `pip dow
 The index is the one that pip is configured with.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -143,7 +144,9 @@ def _pip_setting(key: str) -> str | None:
     """A setting of pip's, from its environment variable or its configuration files."""
     if value := os.environ.get("PIP_" + key.replace("-", "_").upper()):
         return value
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", f"global.{key}"], capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or None if asked.returncode == 0 else None
+    # Not `pip config get`: in older pips that reads the user's file alone. The list has lines of key='value'.
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    values = [line.partition("=")[2] for line in listing.splitlines() if line.startswith(f"global.{key}=")]
+    return str(ast.literal_eval(values[0])) if values else None
