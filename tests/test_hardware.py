@@ -11,7 +11,7 @@ T4 = Hardware("cuda", "Tesla T4", memory_gib=14.6, cores=4, bf16=False, triton=T
 A100 = Hardware("cuda", "NVIDIA A100", memory_gib=79.2, cores=16, bf16=True, triton=True)
 
 
-def recipe(*, batch=8, accumulation=None, checkpointing=None, dtype="auto", batch_tokens=None):
+def recipe(*, batch=8, accumulation=None, checkpointing=None, dtype="auto", batch_tokens=None, share_prefixes=True):
     trainer = {"learning_rate": 1e-3, "num_train_epochs": 1, "per_device_train_batch_size": batch}
     if accumulation is not None:
         trainer["gradient_accumulation_steps"] = accumulation
@@ -24,7 +24,7 @@ def recipe(*, batch=8, accumulation=None, checkpointing=None, dtype="auto", batc
             "data": {"directory": "d", "schema": "s", "max_tokens": 256},
             "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
             "trainer": trainer,
-            "hardware": {"dtype": dtype, "batch_tokens": batch_tokens},
+            "hardware": {"dtype": dtype, "batch_tokens": batch_tokens, "share_prefixes": share_prefixes},
             "arms": {"max_new_tokens": 8},
             "gate": {"min_gain": 0.1},
         }
@@ -83,7 +83,7 @@ def test_a_machine_and_a_recipe_give_this_profile(hardware, wanted, size, chosen
     profile = choose(hardware, wanted, **size)
     assert profile.device == hardware.device
     assert (profile.dtype, profile.gradient_checkpointing, profile.rows_per_pass, profile.accumulation) == chosen
-    assert profile.reasons.keys() == {"dtype", "gradient_checkpointing", "rows_per_pass"}
+    assert profile.reasons.keys() == {"dtype", "gradient_checkpointing", "share_prefixes", "rows_per_pass"}
     assert all(profile.reasons.values())
 
 
@@ -91,17 +91,29 @@ def test_each_choice_tells_its_reason():
     assert choose(CPU, recipe(), **SMALL).reasons == {
         "dtype": "on a CPU answers then do not depend on the batch; it would emulate bfloat16",
         "gradient_checkpointing": "15.5 GiB are free for it",
+        "share_prefixes": "what rows of a batch begin with is computed once, with the same gradients",
         "rows_per_pass": "8 rows a step, at most 2048 tokens a pass, longest row 200",
     }
     wanted = recipe(dtype="float32", checkpointing=True, batch_tokens=100)
     assert choose(A100, wanted, **SMALL).reasons == {
         "dtype": "the recipe says so",
         "gradient_checkpointing": "the recipe says so",
+        "share_prefixes": "under gradient checkpointing the model keeps no cache to share",
         "rows_per_pass": "8 rows a step, at most 100 tokens a pass, longest row 200",
     }
     short = choose(T4, recipe(), longest_row=200, base_gib_fp32=12).reasons
     assert short["dtype"] == "this GPU has no bfloat16 units"
     assert short["gradient_checkpointing"] == "memory is short: 8.6 GiB beside the base"
+
+
+def test_shared_tokens_are_counted_once():
+    long = {"longest_row": 1000, "base_gib_fp32": 0.5, "shared_tokens": 900}
+    shared = choose(CPU, recipe(), **long)
+    assert (shared.share_prefixes, shared.rows_per_pass, shared.accumulation) == (True, 8, 1)
+    assert shared.reasons["rows_per_pass"].endswith("longest row 1000, of which 900 shared")
+    apart = choose(CPU, recipe(share_prefixes=False), **long)
+    assert (apart.share_prefixes, apart.rows_per_pass, apart.accumulation) == (False, 2, 4)
+    assert apart.reasons["share_prefixes"] == "the recipe says so"
 
 
 @settings(deadline=None)
@@ -137,4 +149,4 @@ def test_a_look_at_this_machine_gives_a_profile():
 def test_a_profile_names_torchs_dtype():
     import torch
 
-    assert Profile("cpu", "bfloat16", False, 1, 1).torch_dtype is torch.bfloat16
+    assert Profile("cpu", "bfloat16", False, 1, 1, True).torch_dtype is torch.bfloat16

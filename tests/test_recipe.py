@@ -308,6 +308,7 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("trainer.per_device_train_batch_size", 8, "recipes/toy.yaml:14"),
         ("hardware.dtype", "auto", "default"),
         ("hardware.batch_tokens", None, "default"),
+        ("hardware.share_prefixes", True, "default"),
         ("arms.max_new_tokens", 24, "recipes/toy.yaml:16"),
         ("arms.few_shot", [3], "default"),
         ("arms.retrieval", [3], "default"),

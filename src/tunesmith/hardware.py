@@ -37,6 +37,7 @@ class Profile:
     gradient_checkpointing: bool
     rows_per_pass: int
     accumulation: int
+    share_prefixes: bool
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -62,10 +63,13 @@ def look() -> Hardware:
     return Hardware("cpu", "cpu", _memory_gib(), cores, bf16, False)
 
 
-def choose(hardware: Hardware, recipe: Recipe, *, longest_row: int, base_gib_fp32: float) -> Profile:
+def choose(
+    hardware: Hardware, recipe: Recipe, *, longest_row: int, base_gib_fp32: float, shared_tokens: int = 0
+) -> Profile:
     """Pick dtype, checkpointing and the cut of the batch.
 
-    `longest_row` in tokens; `base_gib_fp32` is the base's size if all its weights were float32.
+    `longest_row` in tokens; `shared_tokens` are those that all rows begin with; `base_gib_fp32` is the base's size if
+    all its weights were float32.
     """
     reasons: dict[str, str] = {}
     dtype = recipe.hardware.dtype
@@ -94,10 +98,23 @@ def choose(hardware: Hardware, recipe: Recipe, *, longest_row: int, base_gib_fp3
     if tokens is None:
         # A CPU is busy with a thousand tokens; a GPU wants as many as its memory holds.
         tokens = 2048 if hardware.device == "cpu" else int(max(2048, min(32768, hardware.memory_gib * 400)))
-    fits = max(1, tokens // max(longest_row, 1))
+    sharing, reasons["share_prefixes"] = _share(recipe, checkpointing)
+    once = shared_tokens if sharing else 0
+    fits = max(1, (tokens - once) // max(longest_row - once, 1))
     rows = max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
-    reasons["rows_per_pass"] = f"{batch} rows a step, at most {tokens} tokens a pass, longest row {longest_row}"
-    return Profile(hardware.device, dtype, checkpointing, rows, batch // rows, reasons)
+    beginning = f", of which {once} shared" if once else ""
+    reasons["rows_per_pass"] = (
+        f"{batch} rows a step, at most {tokens} tokens a pass, longest row {longest_row}{beginning}"
+    )
+    return Profile(hardware.device, dtype, checkpointing, rows, batch // rows, sharing, reasons)
+
+
+def _share(recipe: Recipe, checkpointing: bool) -> tuple[bool, str]:
+    if not recipe.hardware.share_prefixes:
+        return False, "the recipe says so"
+    if checkpointing:
+        return False, "under gradient checkpointing the model keeps no cache to share"
+    return True, "what rows of a batch begin with is computed once, with the same gradients"
 
 
 def _has_triton() -> bool:

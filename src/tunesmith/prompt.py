@@ -25,6 +25,13 @@ IGNORE = -100
 """The label of a token that carries no loss (torch's `ignore_index`)."""
 
 
+def common_prefix(sequences: Sequence[list[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    # In order, the first and the last agree least.
+    first, last = min(sequences), max(sequences)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A row as token ids.

@@ -124,6 +124,8 @@ class HardwareSection(Section):
     """Weights and computation of the base; adapters are always trained in float32."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most padded tokens in one forward pass of training; none lets the profile pick."""
+    share_prefixes: bool = True
+    """Whether to compute what rows of a batch begin with once, where that pays and is exact."""
 
 
 class ArmsSection(Section):

@@ -11,10 +11,10 @@ from tunesmith.evaluate.generate import (
     _for_batch,
     _read_prefix,
     batches,
-    common_prefix,
     generate,
     pad_left,
     settings_for,
+    shared_prefix,
 )
 from tunesmith.evaluate.score_json import parse_strict
 from tunesmith.line import Line
@@ -70,7 +70,7 @@ def test_padding_on_the_right_would_be_noticed(line: Line) -> None:
 
 def test_a_shared_prefix_gives_the_scores_of_the_whole_prompt(line: Line) -> None:
     prompts = prompts_of(line, 5)
-    prefix = common_prefix(prompts)
+    prefix = shared_prefix(prompts)
     assert prefix > 10
     assert torch.allclose(next_scores(line, prompts, prefix), next_scores(line, prompts, 0), atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_generation_with_and_without_shared_prefix_writes_the_same(line: Line) -
     arena, prompts = line.arena, prompts_of(line, 9)
     runs = [
         generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=prefix, label="test")
-        for prefix in (0, common_prefix(prompts))
+        for prefix in (0, shared_prefix(prompts))
     ]
     assert [a.text for _, a in sorted(runs[0].items())] == [a.text for _, a in sorted(runs[1].items())]
 
@@ -121,11 +121,11 @@ def test_every_prompt_is_in_one_batch_longest_first() -> None:
     assert cut == [[1, 3], [2, 0], [4]]
 
 
-def test_the_common_prefix_leaves_each_prompt_a_token_of_its_own() -> None:
-    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
-    assert common_prefix([[1, 2], [1, 2, 4]]) == 1
-    assert common_prefix([[1, 2, 3]]) == 0
-    assert common_prefix([[5], [6]]) == 0
+def test_the_shared_prefix_leaves_each_prompt_a_token_of_its_own() -> None:
+    assert shared_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert shared_prefix([[1, 2], [1, 2, 4]]) == 1
+    assert shared_prefix([[1, 2, 3]]) == 0
+    assert shared_prefix([[5], [6]]) == 0
 
 
 def test_settings_survive_their_file(line: Line) -> None:

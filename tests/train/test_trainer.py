@@ -6,13 +6,17 @@ from typing import Any
 import pytest
 import torch
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tunesmith import hardware
 from tunesmith.errors import Diverged
 from tunesmith.line import Line
 from tunesmith.prompt import IGNORE, Rendered, Renderer
+from tunesmith.train.loss import nll_sum
+from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.stage import lora_config, sft_config
-from tunesmith.train.trainer import AdapterTrainer, BucketSampler, features, loss_token_nll
+from tunesmith.train.trainer import AdapterTrainer
+from tunesmith.train.tree import Limits, lay_out
 
 
 @pytest.fixture
@@ -27,7 +31,15 @@ def rendered(line: Line, count: int) -> list[Rendered]:
     return [renderer.render(row) for row in line.dataset.rows("train")[:count]]
 
 
-def trainer_for(line: Line, rows: list[Rendered], out: Path, *, quantization: str = "none", **overrides: Any) -> Any:
+def trainer_for(
+    line: Line,
+    rows: list[Rendered],
+    out: Path,
+    *,
+    quantization: str = "none",
+    limits: Limits | None = Limits(),  # noqa: B008 - frozen
+    **overrides: Any,
+) -> Any:
     profile = hardware.choose(hardware.look(), line.recipe, longest_row=128, base_gib_fp32=0.01)
     config = sft_config(line.recipe, profile, str(out))
     for key, value in overrides.items():
@@ -35,11 +47,10 @@ def trainer_for(line: Line, rows: list[Rendered], out: Path, *, quantization: st
     return AdapterTrainer(
         model=line.base.model(dtype=torch.float32, quantization=quantization),
         args=config,
-        train_dataset=features(rows),
+        rows=rows,
+        limits=limits,
         processing_class=line.base.tokenizer(),
         peft_config=lora_config(line.recipe),
-        lengths=[len(row.input_ids) for row in rows],
-        effective_batch=config.per_device_train_batch_size * config.gradient_accumulation_steps,
     )
 
 
@@ -50,10 +61,14 @@ def randomise(trainer: Any) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
 
 
-def batch_of(trainer: Any, rows: list[Rendered]) -> dict[str, torch.Tensor]:
-    batch: dict[str, torch.Tensor] = trainer.data_collator(
-        [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
-    )
+def batch_of(trainer: Any, rows: list[Rendered]) -> dict[str, Any]:
+    batch: dict[str, Any] = trainer.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    return batch
+
+
+def batch_of_trl(rows: list[Rendered]) -> dict[str, torch.Tensor]:
+    collate = DataCollatorForLanguageModeling(pad_token_id=0)
+    batch: dict[str, torch.Tensor] = collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     return batch
 
 
@@ -63,17 +78,23 @@ def gradients(trainer: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("limits", [None, Limits()], ids=["apart", "shared"])
 @pytest.mark.parametrize("items", [None, 7, 1000])
-def test_loss_and_gradients_are_those_of_trl(line: Line, tmp_path: Path, items: int | None) -> None:
+def test_loss_and_gradients_are_those_of_trl(
+    line: Line, tmp_path: Path, items: int | None, limits: Limits | None
+) -> None:
     rows = rendered(line, 6)
     silent = Rendered(rows[5].input_ids, [], ends=False)  # a row without any loss token
-    trainer = trainer_for(line, rows, tmp_path)
+    trainer = trainer_for(line, rows, tmp_path, limits=limits)
     randomise(trainer)
     batch = batch_of(trainer, [*rows[:5], silent])
-    assert trainer._reads_loss_tokens_only
+    assert trainer._own_loss
+    assert len(batch["levels"]) == (2 if limits else 1)
     ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
     our_gradients = gradients(trainer, ours)
-    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=items)
+    theirs = SFTTrainer.compute_loss(
+        trainer, trainer.model, batch_of_trl([*rows[:5], silent]), num_items_in_batch=items
+    )
     their_gradients = gradients(trainer, theirs)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     assert our_gradients.keys() == their_gradients.keys() != set()
@@ -95,12 +116,15 @@ def test_long_heads_are_read_in_pieces_with_the_same_result(
 ) -> None:
     rows = rendered(line, 4)
     trainer = trainer_for(line, rows, tmp_path)
-    batch = batch_of(trainer, rows)
-    whole, count = loss_token_nll(trainer.model, batch)
-    monkeypatch.setattr("tunesmith.train.trainer.MAX_LOGITS", 259 * 5)
-    pieces, same_count = loss_token_nll(trainer.model, batch)
-    assert int(count) == int(same_count) == sum(len(row.completion_ids) for row in rows)
+    randomise(trainer)
+    layout = lay_out(rows, None)
+    whole = nll_sum(trainer.model, layout.levels, layout.targets)
+    monkeypatch.setattr("tunesmith.train.loss.MAX_LOGITS", 259 * 5)
+    pieces = nll_sum(trainer.model, layout.levels, layout.targets)
+    assert len(layout.targets) == sum(len(row.completion_ids) for row in rows) > 20
     assert pieces.item() == pytest.approx(whole.item(), rel=1e-6)
+    one, other = (torch.cat([g.flatten() for g in gradients(trainer, loss).values()]) for loss in (whole, pieces))
+    assert float((one - other).norm()) < 1e-5 * float(one.norm())
 
 
 def test_one_pass_of_eight_rows_steps_like_eight_passes_of_one(line: Line, tmp_path: Path) -> None:
@@ -165,24 +189,26 @@ def test_dev_loss_does_not_depend_on_the_batch(line: Line, tmp_path: Path) -> No
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
-def test_each_epoch_holds_every_row_once_in_another_order_that_the_seed_fixes() -> None:
-    lengths = [10 + index % 37 for index in range(101)]
-    sampler = BucketSampler(lengths, batch=8, seed=3)
+@pytest.mark.parametrize("limits", [None, Limits()], ids=["apart", "shared"])
+def test_each_epoch_holds_every_row_once_in_another_order_that_the_seed_fixes(limits: Limits | None) -> None:
+    rows = [Rendered([index], [7] * (9 + index % 37), ends=True) for index in range(101)]
+    sampler = FamilySampler(rows, batch=8, seed=3, limits=limits)
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
     assert sorted(first) == sorted(second) == list(range(101))
     assert first != second
-    again = BucketSampler(lengths, batch=8, seed=3)
+    again = FamilySampler(rows, batch=8, seed=3, limits=limits)
     again.set_epoch(1)
     assert list(again) == second
-    assert list(BucketSampler(lengths, batch=8, seed=4)) != first
+    assert list(FamilySampler(rows, batch=8, seed=4, limits=limits)) != first
 
 
 def test_rows_of_like_length_share_a_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(10, 200, (800,), generator=generator).tolist()
-    order = list(BucketSampler(lengths, batch=8, seed=0))
+    rows = [Rendered([1], [7] * (length - 1), ends=True) for length in lengths]
+    order = list(FamilySampler(rows, batch=8, seed=0, limits=None))
 
     def padding(indices: list[int]) -> float:
         batches = [[lengths[i] for i in indices[start : start + 8]] for start in range(0, 800, 8)]
@@ -199,4 +225,8 @@ def test_labels_of_the_collated_batch_hold_each_end_token(line: Line, tmp_path: 
     end = line.base.end_ids()[0]
     assert end == line.base.tokenizer().pad_token_id
     assert int((batch["labels"] == end).sum()) == 5
-    assert int((batch["labels"] != IGNORE).sum()) == sum(len(row.completion_ids) for row in rows)
+    assert (
+        int((batch["labels"][1:] != IGNORE).sum())
+        == len(batch["labels"]) - 1
+        == sum(len(row.completion_ids) for row in rows)
+    )

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith.bases import Base
 from tunesmith.evaluate.arms import Retriever, few_shots, with_shots
 from tunesmith.evaluate.constrain import json_constraint
-from tunesmith.evaluate.generate import Settings, common_prefix, generate, settings_for
+from tunesmith.evaluate.generate import Settings, generate, settings_for, shared_prefix
 from tunesmith.evaluate.score_json import score
 from tunesmith.files import read_json, write_json, write_jsonl
 from tunesmith.prompt import Rendered, Renderer
@@ -94,7 +94,7 @@ class Arena:
         """
         rows = self.dataset.rows(split)
         prompts = self.prompts(rows, way)
-        prefix = common_prefix(prompts)
+        prefix = shared_prefix(prompts)
         label = way.label if split == "dev" else way.arm
         constraint = None
         if way.arm == "constrained":

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from tunesmith.progress import bar
-from tunesmith.prompt import Renderer
+from tunesmith.prompt import Renderer, common_prefix
 
 BATCH_ROWS = 64
 
@@ -67,13 +66,11 @@ def settings_for(renderer: Renderer, max_new_tokens: int) -> Settings:
     return Settings(max_new_tokens, renderer.end_ids, renderer.pad_id)
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, leaving at least one of each to be read on its own."""
+def shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many first tokens of the prompts are computed once, leaving at least one of each to be read on its own."""
     if len(prompts) < 2:
         return 0
-    shortest = min(map(len, prompts))
-    same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False)))
-    return min(same, shortest - 1)
+    return min(common_prefix(prompts), min(map(len, prompts)) - 1)
 
 
 def batches(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
@@ -95,7 +92,7 @@ def generate(
 ) -> dict[int, Answer]:
     """Answer every prompt; returns answers by the prompts' index.
 
-    `prefix` is how many first tokens all prompts share and are computed once; `common_prefix` finds the most.
+    `prefix` is how many first tokens all prompts share and are computed once; `shared_prefix` finds the most.
     `only` names some of the batches that `batches` would cut, to answer those alone, in the same company as before.
     """
     model.eval()

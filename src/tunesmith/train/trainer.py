@@ -1,93 +1,134 @@
 """trl's SFTTrainer, fed with our token ids and labels.
 
-Three things differ from upstream, each where upstream leaves room for a subclass: the loss reads only the tokens that
-carry it where Triton is absent, batches hold rows of like length in a seeded order, and a loss that is not a number
-stops the run before it reaches the weights.
+Three things differ from upstream, each where upstream leaves room for a subclass: beginnings that rows of a batch share
+are computed once and the head reads only what predicts a loss token (`loss`), batches hold rows that share a beginning
+or a length in a seeded order (`sampler`), and a loss that is not a number stops the run before it reaches the weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset as HFDataset
-from peft import PeftModel
-from torch.utils.data import Sampler
 from trl import SFTTrainer
 
 from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
-
-MAX_LOGITS = 64 * 2**20
-"""Most logits held at once: 64 Mi float32, 256 MiB."""
-
-BUCKET = 16
-"""Batches whose rows are sorted among themselves: long enough to even out lengths, short enough to stay random."""
+from tunesmith.train.loss import nll_sum, sharing_error
+from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.tree import Limits, lay_out
 
 
 def features(rows: Sequence[Rendered]) -> HFDataset:
-    """Rendered rows as the data set that trl's collator takes: `input_ids` and `labels`."""
+    """Rendered rows as the data set that trl takes: `input_ids` and `labels`."""
     return HFDataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
 
 
-class BucketSampler(Sampler[int]):
-    """All rows once an epoch, rows of like length next to each other, in an order fixed by seed and epoch."""
+def reads_loss_tokens_only(model: Any, args: Any) -> bool:
+    """Whether the loss may be computed by `loss.nll_sum`: plain cross-entropy behind a plain head.
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch = batch
-        self.seed = seed
-        self.epoch = 0
+    A head that scales or caps its logits, label smoothing, another loss and a router's own loss are left to trl.
+    """
+    config = model.config.get_text_config()
+    scaled = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    plain = args.loss_type == "nll" and not args.label_smoothing_factor
+    return plain and not scaled and not getattr(config, "output_router_logits", False)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
-        self.epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self.lengths)
+class Collator:
+    """Makes a batch of rows into the levels of a `Layout`."""
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
-        width = self.batch * BUCKET
-        batches: list[list[int]] = []
-        for start in range(0, len(order), width):
-            bucket = sorted(order[start : start + width], key=lambda index: self.lengths[index])
-            batches += [bucket[i : i + self.batch] for i in range(0, len(bucket), self.batch)]
-        # A short batch stays last: the data loader cuts batches by count.
-        short = [batch for batch in batches if len(batch) < self.batch]
-        full = [batch for batch in batches if len(batch) == self.batch]
-        for index in torch.randperm(len(full), generator=generator).tolist():
-            yield from full[index]
-        for batch in short:
-            yield from batch
+    def __init__(self, limits: Limits | None) -> None:
+        self.limits = limits
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`levels` and `tokens` of the layout, and its targets as `labels`, whose first is never a prediction."""
+        layout = lay_out([_rendered(row) for row in rows], self.limits)
+        labels = torch.cat([torch.tensor([IGNORE]), layout.targets])
+        return {"levels": layout.levels, "labels": labels, "tokens": layout.tokens}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens of one epoch."""
+
+    rows: int
+    """In the rows, each counted whole."""
+    apart: int
+    """Through the model if no beginning were shared: the rows and their padding."""
+    computed: int
+    """Through the model as it trains."""
+
+    @property
+    def saved(self) -> float:
+        """The part of the tokens that sharing saves."""
+        return 1 - self.computed / self.apart
 
 
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on rows that are rendered already."""
+    """SFTTrainer on rows that are rendered already.
 
-    def __init__(self, *args: Any, lengths: Sequence[int], effective_batch: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._sampler = BucketSampler(lengths, effective_batch, self.args.seed)
-        self._reads_loss_tokens_only = reads_loss_tokens_only(self.model)
+    `limits` say what rows of a batch may share; none keeps them apart.
+    """
+
+    def __init__(self, *args: Any, rows: Sequence[Rendered], limits: Limits | None, **kwargs: Any) -> None:
+        super().__init__(*args, train_dataset=features(rows), **kwargs)
+        self.rows = rows
+        self._own_loss = reads_loss_tokens_only(self.model, self.args)
+        self.share(limits)
         # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
+    def share(self, limits: Limits | None) -> None:
+        """Batch and collate with these limits from now on; a loss that is left to trl shares nothing."""
+        self.limits = limits if self._own_loss else None
+        if self._own_loss:
+            self.data_collator = Collator(self.limits)
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self._sampler = FamilySampler(self.rows, batch, self.args.seed, self.limits)
+
+    def work(self) -> Work:
+        """The tokens of the first epoch."""
+        passes = [[self.rows[i] for i in rows] for rows in self._passes()]
+        apart = [lay_out(rows, None) for rows in passes]
+        shared = [lay_out(rows, self.limits) for rows in passes] if self.limits else apart
+        total = sum(layout.tokens for layout in apart)
+        return Work(total, sum(layout.computed for layout in apart), sum(layout.computed for layout in shared))
+
+    def sharing_error(self) -> float:
+        """The relative error of gradients through a shared beginning on this model, from two rows; 0 if none is."""
+        if self.limits is None:
+            return 0.0
+        eager = replace(self.limits, saving=1)
+        for rows in self._passes():
+            pair = [self.rows[i] for i in rows[:2]]
+            if len(lay_out(pair, eager).levels) > 1:
+                return sharing_error(self.accelerator.unwrap_model(self.model), pair, eager)
+        return 0.0
+
+    def _passes(self) -> list[list[int]]:
+        size = self.args.per_device_train_batch_size
+        return [rows[start : start + size] for rows in self._sampler.batches() for start in range(0, len(rows), size)]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> FamilySampler:
         return self._sampler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean negative log-likelihood of the loss tokens, by upstream's fused head or by ours."""
-        plain = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
-        if return_outputs or not plain or not self._reads_loss_tokens_only:
+        """Mean negative log-likelihood of the loss tokens; `num_items_in_batch` counts those of the whole step."""
+        if not self._own_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        total, count = loss_token_nll(self.accelerator.unwrap_model(model), inputs)
-        self._metrics["train" if self.model.training else "eval"]["num_tokens"] = [self._count_tokens(inputs)]
-        tokens = count if num_items_in_batch is None else num_items_in_batch
+        targets = inputs["labels"][1:]
+        with self.accelerator.autocast():
+            total = nll_sum(self.accelerator.unwrap_model(model), inputs["levels"], targets)
+        if self.model.training:
+            self._total_train_tokens += inputs["tokens"]
+        self._metrics["train" if self.model.training else "eval"]["num_tokens"] = [self._total_train_tokens]
+        tokens = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(tokens, device=total.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
@@ -110,53 +151,17 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         total, count = 0.0, 0
         ordered = sorted(rows, key=lambda r: len(r.input_ids))
         size = self.args.per_device_train_batch_size
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             for start in range(0, len(ordered), size):
-                batch = ordered[start : start + size]
-                collated = self.data_collator([{"input_ids": r.input_ids, "labels": r.labels} for r in batch])
-                inputs = self._prepare_inputs(collated)
-                with self.compute_loss_context_manager():
-                    nll, tokens = loss_token_nll(self.accelerator.unwrap_model(self.model), inputs)
-                total += float(nll)
-                count += int(tokens)
+                layout = lay_out(ordered[start : start + size], self.limits)
+                inputs = self._prepare_inputs({"levels": layout.levels, "targets": layout.targets})
+                total += float(nll_sum(self.accelerator.unwrap_model(self.model), **inputs))
+                count += len(layout.targets)
         self.model.train(was_training)
         return total / count
 
-    def _count_tokens(self, inputs: dict[str, Any]) -> int:
-        if self.model.training:
-            self._total_train_tokens += int(inputs["attention_mask"].sum())
-        return int(self._total_train_tokens)
 
-
-def reads_loss_tokens_only(model: Any) -> bool:
-    """Whether the loss may be computed by `loss_token_nll`.
-
-    With Triton, trl's own head drops the other tokens already. A head that scales or caps its logits is left to trl.
-    """
-    from trl.trainer.utils import _use_triton
-
-    config = model.config.get_text_config()
-    scaled = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
-    return not scaled and not _use_triton(next(model.parameters()).device)
-
-
-def loss_token_nll(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood of the tokens that carry loss, and their number.
-
-    The head, by far the widest matrix of a small model, is applied to the positions before loss tokens and no others.
-    `inputs`: `input_ids`, `attention_mask`, `labels`, each of shape (rows, tokens).
-    """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = causal.base_model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    ).last_hidden_state
-    labels = inputs["labels"][:, 1:]
-    carries = labels != IGNORE
-    hidden, targets = hidden[:, :-1][carries], labels[carries]
-    head = causal.get_output_embeddings()
-    rows = max(1, MAX_LOGITS // head.weight.shape[0])
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(targets), rows):
-        logits = head(hidden[start : start + rows]).float()
-        total = total + F.cross_entropy(logits, targets[start : start + rows], reduction="sum")
-    return total, carries.sum()
+def _rendered(row: dict[str, Any]) -> Rendered:
+    """A row of `features` as it was: its labels begin with those of the prompt."""
+    prompt = sum(label == IGNORE for label in row["labels"])
+    return Rendered(row["input_ids"][:prompt], row["input_ids"][prompt:], ends=True)
