@@ -17,7 +17,6 @@ warms up and is not counted. Peak memory is that of a process of its own for eac
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ from tunesmith.runs import versions  # noqa: E402
 from tunesmith.train.sampler import FamilySampler  # noqa: E402
 from tunesmith.train.stage import lora_config, sft_config  # noqa: E402
 from tunesmith.train.trainer import AdapterTrainer, features  # noqa: E402
-from tunesmith.train.tree import Limits, limits_for, shareable  # noqa: E402
+from tunesmith.train.tree import limits_for, shareable  # noqa: E402
 
 WAYS = ("default", "tuned", "ours")
 # Widths of published models; the weights are random.
@@ -63,9 +62,11 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.began = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Note the time."""
         self.began = self._now()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note the time that has passed."""
         self.seconds.append(self._now() - self.began)
 
     def _now(self) -> float:
@@ -79,6 +80,15 @@ class InOrder(AdapterTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(self.rows)
+
+
+def peak_gib() -> float:
+    """Most memory that this process has held: of the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 class Bench:
@@ -280,8 +290,7 @@ def main() -> None:
     if options.peak_of:
         rows, _ = bench.rows(options.shares[0] if options.shares else None)
         bench.run(options.peak_of, rows, options.steps)
-        on_gpu = torch.cuda.max_memory_allocated() / 2**30
-        print(f"{on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}")
+        print(f"{peak_gib():.2f}")
         return
     result: dict[str, Any] = {
         "recipe": options.recipe,

@@ -28,6 +28,7 @@ NOUNS = {
     "rows",
     "runs",
     "schema",
+    "tokens",
     "upstream",
     "yaml_source",
 }

@@ -55,6 +55,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_jsonl(path: Path) -> list[Any]:
+    """Read one JSON value a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def sync_tree(directory: Path) -> None:
     """Flush every file under a directory to the disk, so that a later rename cannot outrun its bytes."""
     for path in directory.rglob("*"):

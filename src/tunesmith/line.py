@@ -17,16 +17,17 @@ from tunesmith import adapters, bases
 from tunesmith.bases import Base
 from tunesmith.curate.dataset import made_by
 from tunesmith.errors import UserError
+from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, sha256_file
 from tunesmith.progress import say
 from tunesmith.recipe import LoadedRecipe, load_recipe
-from tunesmith.rows import SPLITS, Dataset
+from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunesmith.evaluate.arena import Arena, Way
+    from tunesmith.evaluate.arena import Arena
 
 
 class Line:
@@ -100,6 +101,13 @@ class Line:
             "max_new_tokens": self.recipe.arms.max_new_tokens,
         }
 
+    def _arm_inputs(self, way: Way, split: Split) -> dict[str, Any]:
+        inputs = self._answered_by(way.as_dict())
+        if way.free:
+            free = self.run.path(f"arms/{way.free.file(split)}.jsonl")
+            inputs["free"] = sha256_file(free) if free.is_file() else None
+        return inputs
+
     def _selection_inputs(self) -> dict[str, Any]:
         dev = sorted(self.run.path("arms/dev").glob("*.json"))
         return self._common() | {
@@ -143,11 +151,9 @@ class Line:
             stale.append(
                 f"{self.run.path('selection.json')}: made with other settings; `tunesmith baseline` makes it anew"
             )
-        for way in read_json(self.run.path("selection.json"))["ways"]:
-            if not self.run.is_done(f"arm/{way['arm']}", self._answered_by(way)):
-                stale.append(
-                    f"{self.run.path('arms')}/{way['arm']}.jsonl: made with other settings; `tunesmith baseline`"
-                )
+        for way in selected_ways(read_json(self.run.path("selection.json"))):
+            if not self.run.is_done(f"arm/{way.arm}", self._arm_inputs(way, "gate")):
+                stale.append(f"{self.run.path('arms')}/{way.arm}.jsonl: made with other settings; `tunesmith baseline`")
         for arm, inputs in (("adapter", self._adapter_arm_inputs()), ("merged", self._merged_arm_inputs())):
             if not self.run.is_done(f"arm/{arm}", inputs):
                 stale.append(f"{self.run.path('arms')}/{arm}.jsonl: made with other settings; `tunesmith evaluate`")
@@ -186,13 +192,12 @@ class Line:
         with self._timed("check"):
             if not self._skip("check", inputs, "check.json"):
                 with self.run.stage("check", inputs) as out:
-                    check(self.loaded, self.dataset, self.base, out / "check.json")
+                    check(self.loaded, self.dataset, self.base, out)
             refuse_failed(read_json(path), path, self.dataset)
 
     def baseline(self) -> None:
         """Answer dev and gate rows without training, and choose the incumbent on dev."""
         from tunesmith.evaluate import stage
-        from tunesmith.evaluate.arena import untrained_ways
 
         dev = self.run.path("arms/dev")
         with self._timed("baseline"):
@@ -205,21 +210,19 @@ class Line:
                 with self.run.stage("selection", inputs) as out:
                     stage.select(self.arena, dev, out)
             selection = read_json(self.run.path("selection.json"))
-            for way in stage.selected_ways(selection):
+            for way in selected_ways(selection):
                 self._arm(way, "gate")
         self._release_base_model()
         say(f"  incumbent, best on dev without training: {selection['incumbent']}")
 
-    def _arm(self, way: "Way", split: str) -> None:
-        name = f"dev/{way.label}" if split == "dev" else way.arm
-        inputs = self._answered_by(way.as_dict())
-        files = "arms/dev/" + way.label if split == "dev" else f"arms/{way.arm}"
-        if self._is_answered(f"arm/{name}", inputs, files):
+    def _arm(self, way: Way, split: Split) -> None:
+        name = way.file(split)
+        free = self.run.path(f"arms/{way.free.file(split)}.jsonl") if way.free else None
+        inputs = self._arm_inputs(way, split)
+        if self._is_answered(f"arm/{name}", inputs, f"arms/{name}"):
             return
         with self.run.stage(f"arm/{name}", inputs) as out:
-            arms = out / "arms" / "dev" if split == "dev" else out / "arms"
-            arms.mkdir(parents=True)
-            self.arena.run(self.base_model, way, split, arms, weights={"base": self.base.digest})  # type: ignore[arg-type]
+            self.arena.run(self.base_model, way, split, out / "arms", weights={"base": self.base.digest}, free=free)
 
     def _is_answered(self, stage: str, inputs: Mapping[str, Any], files: str) -> bool:
         """Whether an arm is finished, and was answered on this device: answers of two devices are not compared."""
@@ -246,7 +249,7 @@ class Line:
             from tunesmith.train.stage import train
 
             with self.run.stage("train", inputs) as out:
-                train(self.loaded, self.dataset, self.base, out)
+                train(self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"))
         say(f"  {self.run.path('adapter')}")
 
     def evaluate(self) -> None:

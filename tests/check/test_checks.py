@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from tunesmith.check import checks
 from tunesmith.check.checks import Checked
-from tunesmith.check.stage import examine, refuse_failed, visible
+from tunesmith.check.stage import examine, refuse_failed, render_each, visible
 from tunesmith.errors import UserError
 from tunesmith.files import read_json, sha256_file, write_json, write_jsonl
 from tunesmith.line import Line
@@ -173,7 +173,7 @@ def test_a_held_out_row_whose_group_or_prompt_stands_in_train_straddles():
 
 
 def findings(renderer, rows, held_out=(), max_tokens=200):
-    return examine(rows, held_out, renderer, SCHEMA, max_tokens)
+    return examine(rows, render_each(rows, renderer), held_out, renderer, SCHEMA, max_tokens)
 
 
 def failed(found):

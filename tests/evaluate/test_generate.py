@@ -1,18 +1,19 @@
 """Answers do not depend on the company they are generated in. Padding tests compare scores: text can hide a fault."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig
 
 from tunesmith.evaluate.constrain import json_constraint
 from tunesmith.evaluate.generate import (
     Settings,
-    _for_batch,
-    _read_prefix,
+    _read,
     batches,
     generate,
-    pad_left,
+    read_prompts,
     settings_for,
     shared_prefix,
 )
@@ -33,26 +34,58 @@ def prompts_of(line: Line, count: int) -> list[list[int]]:
     return [line.arena.renderer.prompt_ids(row.messages) for row in rows]
 
 
-def next_scores(line: Line, prompts: list[list[int]], prefix: int) -> torch.Tensor:
-    """Log-probabilities of the next token, as generation computes them: shared prefix, padding on the left."""
-    model = line.base_model
-    ids, mask = pad_left(prompts, prefix, line.arena.renderer.pad_id)
+def next_scores(model: Any, prompts: list[list[int]], prefix: int, pad_id: int = 0) -> torch.Tensor:
+    """Log-probabilities of the next token, as generation computes them: read in pieces over the shared prefix."""
+    settings = Settings(max_new_tokens=4, end_ids=[0], pad_id=pad_id)
     with torch.inference_mode():
-        shared = _read_prefix(model, prompts[0][:prefix]) if prefix else None
-        own = ids if shared is None else ids[:, prefix:]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
-        cache = _for_batch(shared, len(prompts))
-        output = model(input_ids=own, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        shared = _read(model, [prompts[0][:prefix]], None, pad_id) if prefix else None
+        slots = read_prompts(model, prompts, prefix, shared, settings)
+        output = model(
+            input_ids=slots.ids,
+            attention_mask=slots.mask,
+            position_ids=slots.positions,
+            past_key_values=slots.cache,
+        )
         scores: torch.Tensor = output.logits[:, -1].log_softmax(-1)
     return scores
+
+
+def scores_alone(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+    """The reference: each whole prompt by itself, without a cache."""
+    with torch.inference_mode():
+        each = [model(input_ids=torch.tensor([p]), use_cache=False).logits[0, -1].log_softmax(-1) for p in prompts]
+    return torch.stack(each)
 
 
 def test_a_batch_gives_the_scores_of_each_prompt_alone(line: Line) -> None:
     prompts = prompts_of(line, 5)
     assert len({len(p) for p in prompts}) > 1
-    together = next_scores(line, prompts, prefix=0)
-    alone = torch.cat([next_scores(line, [p], prefix=0) for p in prompts])
-    assert torch.allclose(together, alone, atol=1e-5)
+    together = next_scores(line.base_model, prompts, prefix=0)
+    assert torch.allclose(together, scores_alone(line.base_model, prompts), atol=1e-5)
+
+
+def test_reading_in_pieces_gives_the_same_scores(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = sorted(prompts_of(line, 7), key=len, reverse=True)
+    monkeypatch.setattr("tunesmith.evaluate.generate.READ_TOKENS", 2 * len(prompts[0]))
+    pieces = next_scores(line.base_model, prompts, prefix=10)
+    assert torch.allclose(pieces, scores_alone(line.base_model, prompts), atol=1e-5)
+
+
+WINDOW = 7
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Gemma3TextConfig])
+@pytest.mark.parametrize("prefix", [0, 5, 20])
+def test_sliding_windows_see_true_distances(config: Any, prefix: int) -> None:
+    """Prompts of different lengths end at one place, so that a window counts no padding."""
+    torch.manual_seed(0)
+    window = {} if config is LlamaConfig else {"sliding_window": WINDOW}
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(config(**sizes, **heads, **window), dtype=torch.float32).eval()
+    head = torch.randint(1, 97, (20,)).tolist()
+    prompts = [head + torch.randint(1, 97, (3 + 5 * n,)).tolist() for n in range(5)]
+    assert torch.allclose(next_scores(model, prompts, prefix), scores_alone(model, prompts), atol=1e-4)
 
 
 def test_padding_on_the_right_would_be_noticed(line: Line) -> None:
@@ -64,15 +97,16 @@ def test_padding_on_the_right_would_be_noticed(line: Line) -> None:
     mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts])
     with torch.inference_mode():
         wrong = line.base_model(input_ids=ids, attention_mask=mask).logits[:, -1].log_softmax(-1)
-    alone = torch.cat([next_scores(line, [p], prefix=0) for p in prompts])
-    assert not torch.allclose(wrong, alone, atol=1e-2)
+    assert not torch.allclose(wrong, scores_alone(line.base_model, prompts), atol=1e-2)
 
 
 def test_a_shared_prefix_gives_the_scores_of_the_whole_prompt(line: Line) -> None:
     prompts = prompts_of(line, 5)
     prefix = shared_prefix(prompts)
     assert prefix > 10
-    assert torch.allclose(next_scores(line, prompts, prefix), next_scores(line, prompts, 0), atol=1e-5)
+    assert torch.allclose(
+        next_scores(line.base_model, prompts, prefix), scores_alone(line.base_model, prompts), atol=1e-5
+    )
 
 
 def test_generation_with_and_without_shared_prefix_writes_the_same(line: Line) -> None:
@@ -115,10 +149,46 @@ def test_constrained_answers_satisfy_the_schema(line: Line) -> None:
     assert not any(answer.text.startswith("{") for answer in free.values())
 
 
+def test_constrained_answers_made_from_free_ones_are_those_made_from_nothing(line: Line) -> None:
+    """The grammar forbids most of what this base writes, at different places once an answer has been begun well."""
+    arena, prompts = line.arena, prompts_of(line, 12)
+    schema = read_schema(line.loaded.schema_path)
+    constraint = json_constraint(arena.renderer, schema, line.base_model.config.vocab_size)
+    bound = generate(
+        line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="bound", constraint=constraint
+    )
+    free = []
+    for index in range(12):
+        # A free answer that agrees for some tokens, then leaves the grammar; some agree to the end.
+        ids = bound[index].ids
+        agreed = ids if index % 4 == 0 else [*ids[: index * len(ids) // 12], arena.renderer.pad_id, 5]
+        free.append(
+            {"prediction_ids": agreed, "prediction": arena.renderer.decode(agreed), "ended": True, "seconds": 1}
+        )
+    made = arena._constrain(line.base_model, prompts, free, label="made", prefix=shared_prefix(prompts))
+    assert [made[i].ids for i in range(12)] == [bound[i].ids for i in range(12)]
+    assert [made[i].text for i in range(12)] == [bound[i].text for i in range(12)]
+    assert all(made[i].ended for i in range(12))
+
+
+def test_an_answer_that_has_begun_goes_on_as_it_would_have(line: Line) -> None:
+    arena, prompts = line.arena, prompts_of(line, 6)
+    whole = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="whole")
+    begun = [whole[i].ids[: i + 1] for i in range(6)]
+    on = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="on", begun=begun)
+    assert [on[i].ids for i in range(6)] == [whole[i].ids for i in range(6)]
+
+
 def test_every_prompt_is_in_one_batch_longest_first() -> None:
     prompts = [[0] * length for length in (3, 9, 4, 9, 1)]
-    cut = batches(prompts, 2)
-    assert cut == [[1, 3], [2, 0], [4]]
+    settings = Settings(max_new_tokens=1, end_ids=[0], pad_id=0, batch_rows=2)
+    assert batches(prompts, settings) == [[1, 3], [2, 0], [4]]
+
+
+def test_long_prompts_make_small_batches() -> None:
+    prompts = [[0] * length for length in (9, 9, 4, 4, 4, 99)]
+    settings = Settings(max_new_tokens=1, end_ids=[0], pad_id=0, batch_tokens=20)
+    assert batches(prompts, settings) == [[5], [0, 1], [2, 3, 4]]
 
 
 def test_the_shared_prefix_leaves_each_prompt_a_token_of_its_own() -> None:

@@ -1,6 +1,7 @@
-"""Render all training rows, run all checks, write check.json, and stop a run that would train in vain."""
+"""Render all rows once, run all checks, write check.json, and stop a run that would train in vain."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import mean
@@ -19,28 +20,46 @@ from tunesmith.prompt import IGNORE, Renderer
 from tunesmith.recipe import LoadedRecipe, Recipe
 from tunesmith.rows import Dataset, Row, Split
 from tunesmith.schema import read_schema
+from tunesmith.tokens import key_of, write_tokens
 
 SHOWN_IDS = 5
 HELD_OUT: tuple[Split, ...] = ("dev", "gate", "confirm")
 
 
-def examine(
-    rows: Sequence[Row], held_out: Sequence[Row], renderer: Renderer, schema: Any, max_tokens: int
-) -> list[Finding]:
-    """Run every check over the training rows; a row that cannot be rendered fails the check named `template`."""
-    rendered: list[Checked] = []
-    unrendered: list[str] = []
-    reasons: list[str] = []
+@dataclass
+class Rendering:
+    """Rows as token ids, and what the template said of those that it refused, by row id."""
+
+    checked: list[Checked]
+    refused: dict[str, str]
+
+
+def render_each(rows: Sequence[Row], renderer: Renderer) -> Rendering:
+    """Render rows one by one."""
+    rendering = Rendering([], {})
     for row in rows:
         try:
             ids = renderer.render(row)
         except UserError as error:
-            unrendered.append(row.id)
-            reasons.append(error.text)
+            rendering.refused[row.id] = error.text
         else:
-            rendered.append(Checked(row, ids, ids.input_ids, ids.labels))
+            rendering.checked.append(Checked(row, ids, ids.input_ids, ids.labels))
+    return rendering
+
+
+def examine(
+    rows: Sequence[Row],
+    rendering: Rendering,
+    held_out: Sequence[Row],
+    renderer: Renderer,
+    schema: Any,
+    max_tokens: int,
+) -> list[Finding]:
+    """Run every check over the training rows; a row that cannot be rendered fails the check named `template`."""
+    rendered, unrendered = rendering.checked, list(rendering.refused)
+    reason = next(iter(rendering.refused.values()), "the template writes the prompt as serving will")
     table: list[tuple[str, str, list[str]]] = [
-        ("template", reasons[0] if reasons else "the template writes the prompt as serving will", unrendered),
+        ("template", reason, unrendered),
         ("loss tokens", "each row has tokens that carry loss", checks.no_loss(rendered)),
         ("prompt masked", "no prompt token carries loss", checks.loss_on_prompt(rendered)),
         ("loss is completion", "the loss tokens read as the completion", checks.loss_elsewhere(renderer)(rendered)),
@@ -55,21 +74,11 @@ def examine(
 
 
 def examine_held_out(
-    held_out: Mapping[Split, Sequence[Row]], renderer: Renderer, schema: Any, recipe: Recipe
+    held_out: Mapping[Split, Sequence[Row]], rendering: Rendering, schema: Any, recipe: Recipe
 ) -> list[Finding]:
     """What a run would else find out only after training: references that cannot be scored, rows that are too few."""
-    rows = [row for split in HELD_OUT for row in held_out[split]]
-    unrendered, too_long = [], []
-    rendered: list[Checked] = []
-    for row in rows:
-        try:
-            ids = renderer.render(row)
-        except UserError:
-            unrendered.append(row.id)
-            continue
-        rendered.append(Checked(row, ids, ids.input_ids, ids.labels))
-        if len(ids.completion_ids) > recipe.arms.max_new_tokens:
-            too_long.append(row.id)
+    rendered, unrendered = rendering.checked, list(rendering.refused)
+    too_long = [one.row.id for one in rendered if len(one.rendered.completion_ids) > recipe.arms.max_new_tokens]
     few = [row.id for row in held_out["gate"]] if len(held_out["gate"]) < recipe.gate.min_rows else []
     longest = recipe.arms.max_new_tokens
     table = [
@@ -82,16 +91,31 @@ def examine_held_out(
 
 
 def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
-    """Check all training rows and write check.json, whatever it finds; `refuse_failed` then stops the run."""
+    """Render all rows, check them and write `check.json`, whatever it finds; `refuse_failed` then stops the run.
+
+    The token ids of train and dev are written to `tokens/`, for training.
+    """
     train = dataset.rows("train")
     held_out = {split: dataset.rows(split) for split in HELD_OUT}
     renderer = Renderer(base.tokenizer(), base.end_ids())
     schema = read_schema(loaded.schema_path)
-    findings = examine(train, list(chain(*held_out.values())), renderer, schema, loaded.recipe.data.max_tokens)
-    findings += examine_held_out(held_out, renderer, schema, loaded.recipe)
-    lengths = [len(r.input_ids) for r in map(renderer.render, train)] if findings[0].status == "PASS" else []
+    trained = render_each(train, renderer)
+    held = {split: render_each(rows, renderer) for split, rows in held_out.items()}
+    all_held = Rendering(
+        [one for rendering in held.values() for one in rendering.checked],
+        {row: reason for rendering in held.values() for row, reason in rendering.refused.items()},
+    )
+    held_rows = list(chain(*held_out.values()))
+    findings = examine(train, trained, held_rows, renderer, schema, loaded.recipe.data.max_tokens)
+    findings += examine_held_out(held_out, all_held, schema, loaded.recipe)
+    lengths = [len(one.input_ids) for one in trained.checked]
+    splits: dict[Split, Rendering] = {"train": trained, "dev": held["dev"]}
+    for split, rendering in splits.items():
+        if not rendering.refused:
+            rows = [one.rendered for one in rendering.checked]
+            write_tokens(out / "tokens" / f"{split}.safetensors", rows, key_of(renderer, dataset, split))
     write_json(
-        out,
+        out / "check.json",
         {
             "rows": len(train),
             "tokens": {"longest": max(lengths, default=0), "mean": round(mean(lengths), 1) if lengths else 0},

@@ -4,7 +4,7 @@ An arm leaves two files: `<arm>.jsonl`, one scored row a line, and `<arm>.json`,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from tunesmith.bases import Base
 from tunesmith.evaluate.arms import Retriever, few_shots, with_shots
-from tunesmith.evaluate.constrain import json_constraint
-from tunesmith.evaluate.generate import Settings, generate, settings_for, shared_prefix
+from tunesmith.evaluate.constrain import admitted, json_constraint
+from tunesmith.evaluate.generate import Answer, Settings, generate, settings_for, shared_prefix
 from tunesmith.evaluate.score_json import score
-from tunesmith.files import read_json, write_json, write_jsonl
+from tunesmith.evaluate.ways import Way
+from tunesmith.files import read_jsonl, write_json, write_jsonl
 from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rows import Dataset, Message, Row, Split
@@ -31,27 +32,6 @@ METRICS = (
     "schema_valid",
     "hallucinated",
 )
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to answer: how many shots of which kind, and whether decoding is constrained."""
-
-    arm: str
-    shots: str = "none"
-    k: int = 0
-
-    @property
-    def label(self) -> str:
-        """The name of this way's files on dev, where several k stand side by side."""
-        return f"{self.arm}-{self.k}" if self.k else self.arm
-
-    def as_dict(self) -> dict[str, Any]:
-        """As an arm's file holds it."""
-        return {"arm": self.arm, "shots": self.shots, "k": self.k}
-
-
-ZERO_SHOT = Way("zero_shot")
 
 
 class Arena:
@@ -87,27 +67,27 @@ class Arena:
         whole = [self.renderer.prompt_ids(self.messages(row, way), row.tools) for row in rows]
         return [Rendered(ids, [], ends=False).fit(room).prompt_ids for ids in whole]
 
-    def run(self, model: PreTrainedModel, way: Way, split: Split, out: Path, *, weights: dict[str, str]) -> None:
-        """Answer and score a split, and write `<label>.jsonl` and `<label>.json` into `out`.
+    def run(
+        self,
+        model: PreTrainedModel,
+        way: Way,
+        split: Split,
+        out: Path,
+        *,
+        weights: dict[str, str],
+        free: Path | None = None,
+    ) -> None:
+        """Answer and score a split, and write `<way.file>.jsonl` and `<way.file>.json` into `out`.
 
-        `weights` names by digest what answered.
+        `weights` names by digest what answered. `free` is the file of the way's free answers, if it is constrained.
         """
         rows = self.dataset.rows(split)
         prompts = self.prompts(rows, way)
         prefix = shared_prefix(prompts)
-        label = way.label if split == "dev" else way.arm
-        constraint = None
-        if way.arm == "constrained":
-            constraint = json_constraint(self.renderer, self.schema, model.config.get_text_config().vocab_size)
-        answers = generate(
-            model,
-            self.renderer,
-            prompts,
-            self.settings,
-            prefix=prefix,
-            label=f"{split} {way.label}",
-            constraint=constraint,
-        )
+        if free is None:
+            answers = self._answer(model, prompts, label=f"{split} {way.label}", prefix=prefix)
+        else:
+            answers = self._constrain(model, prompts, read_jsonl(free), label=f"{split} {way.label}", prefix=prefix)
         scored = []
         for index, row in enumerate(rows):
             answer = answers[index]
@@ -117,6 +97,7 @@ class Arena:
                     "id": row.id,
                     "group": row.group,
                     "prediction": answer.text,
+                    "prediction_ids": answer.ids,
                     "reference": row.reference,
                     "ended": answer.ended,
                     "tokens_in": answer.tokens_in,
@@ -127,9 +108,11 @@ class Arena:
                     "failure": scores["failure"],
                 }
             )
-        write_jsonl(out / f"{label}.jsonl", scored)
+        file = out / way.file(split)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file.with_suffix(".jsonl"), scored)
         write_json(
-            out / f"{label}.json",
+            file.with_suffix(".json"),
             {
                 **way.as_dict(),
                 "split": split,
@@ -148,19 +131,43 @@ class Arena:
             },
         )
 
+    def _answer(
+        self, model: PreTrainedModel, prompts: Sequence[list[int]], *, label: str, prefix: int, **options: Any
+    ) -> dict[int, Answer]:
+        return generate(model, self.renderer, prompts, self.settings, prefix=prefix, label=label, **options)
 
-def untrained_ways(recipe: Recipe) -> list[Way]:
-    """The ways without training or constraint that dev compares."""
-    few = [Way("few_shot", "few_shot", k) for k in recipe.arms.few_shot]
-    near = [Way("retrieval", "retrieval", k) for k in recipe.arms.retrieval]
-    return [ZERO_SHOT, *few, *near]
+    def _constrain(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        free: list[dict[str, Any]],
+        *,
+        label: str,
+        prefix: int,
+    ) -> dict[int, Answer]:
+        """Constrained greedy answers, from the free ones to the same prompts.
 
-
-def best(ways: Sequence[Way], dev: Path, primary: str) -> Way:
-    """The way with the highest primary metric on dev; of equals, field F1 decides, then the shorter prompts."""
-
-    def rank(way: Way) -> tuple[float, float, int]:
-        summary = read_json(dev / f"{way.label}.json")
-        return summary["means"][primary], summary["means"]["field_f1"], -summary["tokens_in"]
-
-    return max(ways, key=rank)
+        As long as the likeliest token of all is admitted, it is the likeliest of those admitted. So a free answer is
+        the constrained one up to its first token that the grammar forbids, and only from there is a row answered anew.
+        """
+        constraint = json_constraint(self.renderer, self.schema, model.config.get_text_config().vocab_size)
+        answers: dict[int, Answer] = {}
+        begun: dict[int, list[int]] = {}
+        for index, line in enumerate(free):
+            ids = line["prediction_ids"]
+            kept = admitted(constraint(1), ids)
+            if kept == len(ids):
+                answers[index] = Answer(ids, line["prediction"], line["ended"], len(prompts[index]), line["seconds"])
+            else:
+                begun[index] = ids[:kept]
+        anew = self._answer(
+            model,
+            [prompts[index] for index in begun],
+            label=label,
+            prefix=prefix,
+            constraint=constraint,
+            begun=list(begun.values()),
+        )
+        for place, index in enumerate(begun):
+            answers[index] = replace(anew[place], seconds=round(anew[place].seconds + free[index]["seconds"], 3))
+        return answers

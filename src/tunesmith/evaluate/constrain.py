@@ -5,6 +5,7 @@ schema's order, as curation writes it.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from tunesmith.errors import UserError
-from tunesmith.evaluate.generate import MakeConstraint
+from tunesmith.evaluate.generate import Constraint, MakeConstraint
 from tunesmith.prompt import Renderer
 
 
@@ -34,6 +35,15 @@ def json_constraint(renderer: Renderer, schema: dict[str, Any], vocabulary: int)
     return lambda rows: _JsonConstraint(tokenizer, grammar, rows, vocabulary, renderer.end_ids[0])
 
 
+def admitted(constraint: Constraint, ids: Sequence[int]) -> int:
+    """How many first tokens of an answer a fresh constraint of one row lets pass."""
+    for place, token in enumerate(ids):
+        if not constraint.admits(0, token):
+            return place
+        constraint.accept(0, token)
+    return len(ids)
+
+
 class _JsonConstraint:
     """Forbids every next token that the grammar does not admit, for each row of one batch."""
 
@@ -44,6 +54,15 @@ class _JsonConstraint:
 
     def mask(self, scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """Scores with minus infinity at every token that the grammar does not admit next."""
+        allowed = torch.from_numpy(self._allowed(rows)).to(device=scores.device, dtype=torch.bool)
+        return scores.masked_fill(~allowed, float("-inf"))
+
+    def admits(self, row: int, token: int) -> bool:
+        """Whether a token may come next."""
+        return bool(self._allowed([row])[0, token])
+
+    def _allowed(self, rows: list[int]) -> np.ndarray:
+        """1 for each token that may come next, of shape (len(rows), vocabulary)."""
         bitmask = allocate_token_bitmask(len(rows), self.vocabulary)
         for place, row in enumerate(rows):
             if not self.matchers[row].is_stopped():
@@ -54,8 +73,7 @@ class _JsonConstraint:
             if self.matchers[row].is_stopped():
                 bits[place] = 0
                 bits[place, self.end_id] = 1
-        allowed = torch.from_numpy(bits).to(device=scores.device, dtype=torch.bool)
-        return scores.masked_fill(~allowed, float("-inf"))
+        return bits
 
     def accept(self, row: int, token: int) -> None:
         """Move a row's grammar past a written token."""

@@ -1,23 +1,28 @@
 """Greedy answers to many prompts, the same for every arm.
 
-Prompts are sorted by length and answered in batches, padded on the left. What all prompts of an arm begin with (the
-system message, fixed shots) is computed once and its key/value cache is shared. Nothing is read from a model's own
-generation config: sampling, penalties and limits in its files cannot change an arm.
+What all prompts of an arm begin with (the system message, fixed shots) is computed once. Prompts are sorted by length
+and answered in batches: each batch is read in pieces without padding to attend to, its keys and values are laid into
+one buffer that is allocated once, aligned on the right, and rows that have ended leave it. Nothing is read from a
+model's own generation config: sampling, penalties and limits in its files cannot change an arm.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from tunesmith.progress import bar
 from tunesmith.prompt import Renderer, common_prefix
 
 BATCH_ROWS = 64
+BATCH_TOKENS = 65536
+"""Most tokens of a batch that keys and values are held for, prompts and answers together."""
+READ_TOKENS = 2048
+"""Prompt tokens read in one pass: enough to keep the matrices busy, few enough that activations stay small."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,9 @@ class Settings:
     end_ids: list[int]
     pad_id: int
     batch_rows: int = BATCH_ROWS
+    batch_tokens: int = BATCH_TOKENS
     decoding: str = "greedy"
+    engine: str = "transformers"
 
     def as_dict(self) -> dict[str, Any]:
         """As an arm's file holds it."""
@@ -39,12 +46,18 @@ class Settings:
 class Answer:
     """One generated answer."""
 
+    ids: list[int]
+    """The tokens written, the end token included."""
     text: str
     ended: bool
     tokens_in: int
-    tokens_out: int
     seconds: float
     """Wall time of the batch that this row was answered in."""
+
+    @property
+    def tokens_out(self) -> int:
+        """How many tokens were written."""
+        return len(self.ids)
 
 
 class Constraint(Protocol):
@@ -52,6 +65,9 @@ class Constraint(Protocol):
 
     def mask(self, scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """Forbid tokens in scores of shape (len(rows), vocabulary); `rows` are places in the batch."""
+
+    def admits(self, row: int, token: int) -> bool:
+        """Whether a token may come next in a row."""
 
     def accept(self, row: int, token: int) -> None:
         """Take note of a token that was written."""
@@ -73,10 +89,16 @@ def shared_prefix(prompts: Sequence[list[int]]) -> int:
     return min(common_prefix(prompts), min(map(len, prompts)) - 1)
 
 
-def batches(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+def batches(prompts: Sequence[Sequence[int]], settings: Settings) -> list[list[int]]:
     """Indices of prompts in batches of like length, longest first: the bar's time left then errs on the long side."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    return [order[start : start + rows] for start in range(0, len(order), rows)]
+    cut: list[list[int]] = []
+    while order:
+        room = settings.batch_tokens // (len(prompts[order[0]]) + settings.max_new_tokens)
+        rows = max(1, min(settings.batch_rows, room))
+        cut.append(order[:rows])
+        order = order[rows:]
+    return cut
 
 
 def generate(
@@ -88,53 +110,144 @@ def generate(
     prefix: int,
     label: str,
     constraint: MakeConstraint | None = None,
+    begun: Sequence[list[int]] | None = None,
     only: list[list[int]] | None = None,
 ) -> dict[int, Answer]:
     """Answer every prompt; returns answers by the prompts' index.
 
     `prefix` is how many first tokens all prompts share and are computed once; `shared_prefix` finds the most.
+    `begun` are first tokens of each answer that are known already: they are read with the prompt and gone on from.
     `only` names some of the batches that `batches` would cut, to answer those alone, in the same company as before.
     """
     model.eval()
     answers: dict[int, Answer] = {}
-    cut = batches(prompts, settings.batch_rows) if only is None else only
+    known = begun or [[]] * len(prompts)
+    whole = [prompt + start for prompt, start in zip(prompts, known, strict=True)]
+    cut = batches(whole, settings) if only is None else only
     with torch.inference_mode(), bar(label, sum(map(len, cut))) as progress:
-        shared = _read_prefix(model, prompts[0][:prefix]) if prefix else None
+        shared = _read(model, [prompts[0][:prefix]], None, settings.pad_id) if prefix else None
         for batch in cut:
             began = time.perf_counter()
-            ids, mask = pad_left([prompts[i] for i in batch], prefix, settings.pad_id)
+            slots = read_prompts(model, [whole[i] for i in batch], prefix, shared, settings)
             bound = constraint(len(batch)) if constraint else None
-            written = _write(model, ids, mask, _for_batch(shared, len(batch)), settings, bound)
+            written = _write(model, slots, [known[i] for i in batch], settings, bound)
             seconds = round(time.perf_counter() - began, 3)
-            for index, new in zip(batch, written, strict=True):
-                ended = new[-1] in settings.end_ids
-                answers[index] = Answer(renderer.decode(new), ended, len(prompts[index]), len(new), seconds)
+            for index, ids in zip(batch, written, strict=True):
+                ended = ids[-1] in settings.end_ids
+                answers[index] = Answer(ids, renderer.decode(ids), ended, len(prompts[index]), seconds)
             progress.advance(len(batch))
     return answers
 
 
+class SlotLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer in a buffer of shape (rows, heads, room, width), filled up to `length`."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.length = keys, values, length
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write behind what is there, in place: `DynamicLayer` would copy all of it for each token."""
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """How many places are filled."""
+        return self.length
+
+
+@dataclass
+class Slots:
+    """A batch whose prompts are read up to their last token, which is `ids`; all of them end at the same place."""
+
+    cache: DynamicCache
+    ids: torch.Tensor
+    """(rows, 1)"""
+    positions: torch.Tensor
+    """(rows, 1)"""
+    mask: torch.Tensor
+    """(rows, places): 0 where a shorter prompt has not begun yet"""
+
+
+def read_prompts(
+    model: PreTrainedModel, prompts: Sequence[list[int]], prefix: int, shared: DynamicCache | None, settings: Settings
+) -> Slots:
+    """Read all prompts but for their last token, `READ_TOKENS` at a time, over what they share."""
+    longest = max(map(len, prompts)) - 1
+    room = longest + settings.max_new_tokens + 1
+    buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    start = 0
+    while start < len(prompts):
+        rows = max(1, READ_TOKENS // max(1, len(prompts[start]) - 1 - prefix))
+        piece = prompts[start : start + rows]
+        part = _read(model, [prompt[prefix:-1] for prompt in piece], shared, settings.pad_id)
+        for number, layer in enumerate(part.layers if part else []):
+            if number == len(buffers):
+                shape = (len(prompts), layer.keys.shape[1], room)
+                buffers.append(
+                    (
+                        layer.keys.new_zeros((*shape, layer.keys.shape[-1])),
+                        layer.values.new_zeros((*shape, layer.values.shape[-1])),
+                    )
+                )
+            for buffer, states in zip(buffers[number], (layer.keys, layer.values), strict=True):
+                for place, prompt in enumerate(piece):
+                    length = len(prompt) - 1
+                    buffer[start + place, :, longest - length : longest] = states[place, :, :length]
+        start += len(piece)
+    cache = DynamicCache()
+    cache.layers = [SlotLayer(keys, values, longest) for keys, values in buffers]
+    mask = [[0] * (longest - len(prompt) + 1) + [1] * len(prompt) for prompt in prompts]
+    device = model.device
+    return Slots(
+        cache,
+        torch.tensor([prompt[-1:] for prompt in prompts], device=device),
+        torch.tensor([[len(prompt) - 1] for prompt in prompts], device=device),
+        torch.tensor(mask, device=device),
+    )
+
+
+def _read(
+    model: PreTrainedModel, parts: Sequence[list[int]], shared: DynamicCache | None, pad_id: int
+) -> DynamicCache | None:
+    """Keys and values of what is shared and of each part behind it, padded on the right, where nothing looks at it."""
+    width = max(map(len, parts))
+    cache = DynamicCache()
+    for number, layer in enumerate(shared.layers if shared else []):
+        cache.update(*(states.expand(len(parts), -1, -1, -1) for states in (layer.keys, layer.values)), number)
+    if width:
+        ids = torch.tensor([part + [pad_id] * (width - len(part)) for part in parts], device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
 def _write(
     model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    cache: DynamicCache,
+    slots: Slots,
+    known: Sequence[list[int]],
     settings: Settings,
     constraint: Constraint | None,
 ) -> list[list[int]]:
-    """Write the likeliest next token of each row until its end token; returns the new tokens, end token included.
+    """Write the likeliest next token of each row until its end token; returns answers, end token included.
 
     Rows that have ended leave the batch as soon as they are an eighth of it: transformers' `generate` would carry them,
     and their cache, along to the last row's end.
     """
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    own = cache.get_seq_length()
-    ids, positions = ids[:, own:], positions[:, own:]
     end_ids = set(settings.end_ids)
-    written: list[list[int]] = [[] for _ in range(len(ids))]
-    rows = list(range(len(ids)))
+    written = [list(start) for start in known]
+    for row, start in enumerate(known if constraint else []):
+        for token in start:
+            constraint.accept(row, token)  # type: ignore[union-attr]
+    rows = list(range(len(written)))
     done: set[int] = set()
-    for _ in range(settings.max_new_tokens):
+    cache, ids, positions, mask = slots.cache, slots.ids, slots.positions, slots.mask
+    while True:
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -151,12 +264,12 @@ def _write(
             written[row].append(token)
             if constraint:
                 constraint.accept(row, token)
-            if token in end_ids:
+            if token in end_ids or len(written[row]) == settings.max_new_tokens:
                 done.add(row)
         if len(done) == len(written):
-            break
+            return written
         ids = torch.tensor(tokens, device=model.device)[:, None]
-        positions = positions[:, -1:] + 1
+        positions = positions + 1
         mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=-1)
         going = [place for place, row in enumerate(rows) if row not in done]
         if len(going) <= len(rows) * 7 // 8:
@@ -164,26 +277,3 @@ def _write(
             cache.batch_select_indices(keep)
             ids, positions, mask = ids[keep], positions[keep], mask[keep]
             rows = [rows[place] for place in going]
-    return written
-
-
-def pad_left(prompts: Sequence[list[int]], prefix: int, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (rows, tokens) each, padded between the shared prefix and each row's own part."""
-    width = max(map(len, prompts))
-    ids = [p[:prefix] + [pad_id] * (width - len(p)) + p[prefix:] for p in prompts]
-    mask = [[1] * prefix + [0] * (width - len(p)) + [1] * (len(p) - prefix) for p in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def _read_prefix(model: PreTrainedModel, prefix: list[int]) -> DynamicCache:
-    ids = torch.tensor([prefix], device=model.device)
-    cache: DynamicCache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    return cache
-
-
-def _for_batch(shared: DynamicCache | None, rows: int) -> DynamicCache:
-    if shared is None:
-        return DynamicCache()
-    copied = deepcopy(shared)
-    copied.batch_repeat_interleave(rows)
-    return copied

@@ -6,7 +6,6 @@ that lie beside it.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from tunesmith.bases import load_model
 from tunesmith.evaluate.generate import Settings, batches, generate
-from tunesmith.files import read_json, write_json
+from tunesmith.files import read_json, read_jsonl, write_json
 from tunesmith.prompt import Renderer
 from tunesmith.rows import Dataset, Row
 
@@ -32,15 +31,14 @@ def replay(model: PreTrainedModel, renderer: Renderer, rows: Sequence[Row], arm:
     settings = Settings(**about["settings"])
     prompts = [renderer.prompt_ids(row.messages, row.tools) for row in rows]
     chosen: list[list[int]] = []
-    for batch in reversed(batches(prompts, settings.batch_rows)):
+    for batch in reversed(batches(prompts, settings)):
         chosen.append(batch)
         if sum(map(len, chosen)) >= FEWEST_ROWS:
             break
     answers = generate(
         model, renderer, prompts, settings, prefix=about["prefix_tokens"], label=f"replaying {arm.name}", only=chosen
     )
-    lines = arm.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
-    stored = {row["id"]: row["prediction"] for row in map(json.loads, lines)}
+    stored = {row["id"]: row["prediction"] for row in read_jsonl(arm.with_suffix(".jsonl"))}
     differing = [rows[i].id for i, answer in sorted(answers.items()) if answer.text != stored[rows[i].id]]
     return {"rows": len(answers), "same": not differing, "differing": differing}
 

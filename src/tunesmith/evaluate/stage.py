@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from tunesmith import adapters, hardware
 from tunesmith.bases import Base, load_model
-from tunesmith.evaluate.arena import ZERO_SHOT, Arena, Way, best, untrained_ways
+from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.replay import replay
+from tunesmith.evaluate.ways import ZERO_SHOT, Way, best, untrained_ways
 from tunesmith.files import read_json, write_json
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
@@ -69,11 +70,6 @@ def constrained_way(arena: Arena, dev: Path) -> Way:
     """Constrained decoding on top of the better kind of shots on dev."""
     shots = best(untrained_ways(arena.recipe), dev, arena.recipe.score.primary)
     return Way("constrained", shots.shots, shots.k)
-
-
-def selected_ways(selection: dict[str, Any]) -> list[Way]:
-    """The ways that selection.json names, for the gate rows."""
-    return [Way(**way) for way in selection["ways"]]
 
 
 def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:

@@ -24,6 +24,7 @@ from tunesmith.prompt import Rendered, Renderer, common_prefix
 from tunesmith.recipe import LoadedRecipe, Recipe
 from tunesmith.rows import Dataset
 from tunesmith.runs import versions
+from tunesmith.tokens import rendered_rows
 from tunesmith.train.trainer import AdapterTrainer
 from tunesmith.train.tree import limits_for, shareable
 from tunesmith.train.watch import Watch, plot_loss
@@ -36,8 +37,8 @@ MACHINE_KEYS = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_h
 SHARING_ERROR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 
-def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
-    """Train and write into `out`.
+def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, tokens: Path) -> None:
+    """Train and write into `out`; `tokens` is where `check` left the rows' token ids.
 
     Raises:
         UserError: peft or trl refuses a value of the recipe.
@@ -45,8 +46,8 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
     """
     recipe = loaded.recipe
     renderer = Renderer(base.tokenizer(), base.end_ids())
-    rows = [renderer.render(row) for row in dataset.rows("train")]
-    dev = [renderer.render(row) for row in dataset.rows("dev")]
+    rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
+    dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
     longest = max(len(row.input_ids) for row in rows)
     profile = hardware.choose(
         hardware.look(),

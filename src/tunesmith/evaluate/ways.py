@@ -1,0 +1,64 @@
+"""The ways to answer that need no training: which there are, where their files lie, and which is best on dev."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.files import read_json
+from tunesmith.recipe import Recipe
+from tunesmith.rows import Split
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to answer: how many shots of which kind, and whether decoding is constrained."""
+
+    arm: str
+    shots: str = "none"
+    k: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name of this way's files on dev, where several k stand side by side."""
+        return f"{self.arm}-{self.k}" if self.k else self.arm
+
+    @property
+    def free(self) -> "Way | None":
+        """The way with the same prompts whose decoding is free, if this one's is constrained."""
+        if self.arm != "constrained":
+            return None
+        return Way(self.shots, self.shots, self.k) if self.k else ZERO_SHOT
+
+    def file(self, split: Split) -> str:
+        """The name of this way's files under `arms/`, without suffix."""
+        return f"dev/{self.label}" if split == "dev" else self.arm
+
+    def as_dict(self) -> dict[str, Any]:
+        """As an arm's file holds it."""
+        return {"arm": self.arm, "shots": self.shots, "k": self.k}
+
+
+ZERO_SHOT = Way("zero_shot")
+
+
+def untrained_ways(recipe: Recipe) -> list[Way]:
+    """The ways without training or constraint that dev compares."""
+    few = [Way("few_shot", "few_shot", k) for k in recipe.arms.few_shot]
+    near = [Way("retrieval", "retrieval", k) for k in recipe.arms.retrieval]
+    return [ZERO_SHOT, *few, *near]
+
+
+def best(ways: Sequence[Way], dev: Path, primary: str) -> Way:
+    """The way with the highest primary metric on dev; of equals, field F1 decides, then the shorter prompts."""
+
+    def rank(way: Way) -> tuple[float, float, int]:
+        summary = read_json(dev / f"{way.label}.json")
+        return summary["means"][primary], summary["means"]["field_f1"], -summary["tokens_in"]
+
+    return max(ways, key=rank)
+
+
+def selected_ways(selection: dict[str, Any]) -> list[Way]:
+    """The ways that selection.json names, for the gate rows."""
+    return [Way(**way) for way in selection["ways"]]
