@@ -310,3 +310,29 @@ def test_without_a_network_a_hub_id_is_one_clear_fault(root):
         "hint: check the network and the revision; a downloaded model can be given as a directory, `--base ./path`\n"
     )
     assert "Traceback" not in ran.stderr
+
+
+def test_a_4_bit_base_computes_alike_in_evaluation_and_in_training_after_it(tiny_base):
+    """On a CPU with bfloat16 units bitsandbytes would pack weights at the first evaluation, and stop gradients there."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    model = load_model(tiny_base, dtype=torch.float32, quantization="nf4")
+    plain = load_model(tiny_base, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.get_submodule(name).weight.data = weight.float()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, plain.eval()(ids).logits)
+
+    def gradient(one):
+        embedded = one.get_input_embeddings()(ids).detach().requires_grad_()
+        one.train()(inputs_embeds=embedded).logits.square().sum().backward()
+        return embedded.grad
+
+    wanted = gradient(plain)
+    assert torch.allclose(gradient(model), wanted, rtol=1e-4)
+    assert float(wanted.abs().max()) > 0

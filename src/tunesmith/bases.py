@@ -117,7 +117,22 @@ def load_model(
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, dtype=dtype, **settings
         )
+    if quantization == "nf4":
+        _keep_unpacked(model)
     return model
+
+
+def _keep_unpacked(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from packing 4-bit weights for a CPU's bfloat16 units once a model is evaluated.
+
+    Packed layers compute in bfloat16 whatever dtype was asked for, and pass no gradient on to their input; they stay
+    packed when training goes on (bitsandbytes 0.50.2, `nn/modules.py`, `Linear4bit.forward`).
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def named_bases(root: Path) -> dict[str, BaseEntry]:

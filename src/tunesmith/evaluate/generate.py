@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from tunesmith.progress import bar
 from tunesmith.prompt import Renderer, common_prefix
 
-BATCH_ROWS = 64
+BATCH_ROWS = 128
 BATCH_TOKENS = 65536
 """Most tokens of a batch that keys and values are held for, prompts and answers together."""
 READ_TOKENS = 2048
