@@ -9,9 +9,9 @@ from tunesmith.rows import Message, Row
 SYSTEM = "Name the colour as JSON."
 COLOURS = ("red", "blue", "green", "white")
 THINGS = ("cup", "box", "hat", "pen", "bag", "jar", "map", "key", "fan", "net", "mug", "tin")
-PLACES = ("here", "there", "inside", "upstairs", "outside", "nearby")
+PLACES = ("here", "there", "inside", "upstairs", "outside", "nearby", "below", "away")
 
-SHARES = {"train": 0.6, "dev": 0.1, "gate": 0.2, "confirm": 0.1}
+SHARES = {"train": 0.45, "dev": 0.1, "gate": 0.35, "confirm": 0.1}
 SEED = 0
 
 CARD = """# smoke: the colour in a sentence to JSON
