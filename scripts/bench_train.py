@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peak-tflops", type=float, help="the device's, dense, in the dtype used: gives MFU")
+    parser.add_argument("--at-least", type=float, help="fail if any ratio of ours to tuned is below this")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -315,6 +316,9 @@ def main() -> None:
         result["ratio_ours_to_tuned"] = result["rows"][name]["ratio_ours_to_tuned"]
         if options.out:
             write_json(options.out, result)
+    ratios = [kind["ratio_ours_to_tuned"] for kind in result["rows"].values() if "ratio_ours_to_tuned" in kind]
+    if options.at_least and min(ratios) < options.at_least:
+        raise SystemExit(f"ours is {min(ratios)} times trl tuned, less than {options.at_least}")
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def test_without_a_network_a_hub_id_is_one_clear_fault(root):
 
 
 def test_a_4_bit_base_computes_alike_in_evaluation_and_in_training_after_it(tiny_base):
-    """On a CPU with bfloat16 units bitsandbytes would pack weights at the first evaluation, and stop gradients there."""
+    """On a CPU with bfloat16 units bitsandbytes would pack weights at the first evaluation, and stop gradients."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit

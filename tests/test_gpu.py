@@ -4,10 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import Tunesmith
 from tunesmith import hardware
 from tunesmith.files import read_json
+from tunesmith.prompt import Rendered
+from tunesmith.train.loss import sharing_error
+from tunesmith.train.stage import SHARING_ERROR
+from tunesmith.train.tree import Limits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,3 +35,18 @@ def test_the_line_reaches_a_verdict_on_a_gpu(tunesmith: Tunesmith, project: Path
     verdict = read_json(path)
     assert all(term["pass"] for term in verdict["terms"] if term["kind"] == "integrity")
     assert verdict["arms"]["adapter"]["exact_match"]["mean"] > 0.3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gradients_through_a_shared_beginning_are_those_of_rows_alone(dtype: str) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=997, hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).cuda()
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.05
+    head = torch.randint(1, 997, (200,)).tolist()
+    rows = [Rendered(head + torch.randint(1, 997, (9 + n,)).tolist(), [5, 6, 7], ends=True) for n in range(2)]
+    with torch.autocast("cuda", getattr(torch, dtype), enabled=dtype != "float32"):
+        assert sharing_error(adapted, rows, Limits()) < SHARING_ERROR[dtype]

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Mi
 from tunesmith.evaluate.constrain import json_constraint
 from tunesmith.evaluate.generate import (
     Settings,
-    _read,
     batches,
     generate,
+    read_beginning,
     read_prompts,
     settings_for,
     shared_prefix,
@@ -38,14 +38,15 @@ def next_scores(model: Any, prompts: list[list[int]], prefix: int, pad_id: int =
     """Log-probabilities of the next token, as generation computes them: read in pieces over the shared prefix."""
     settings = Settings(max_new_tokens=4, end_ids=[0], pad_id=pad_id)
     with torch.inference_mode():
-        shared = _read(model, [prompts[0][:prefix]], None, pad_id) if prefix else None
-        slots = read_prompts(model, prompts, prefix, shared, settings)
-        output = model(
-            input_ids=slots.ids,
-            attention_mask=slots.mask,
-            position_ids=slots.positions,
-            past_key_values=slots.cache,
-        )
+        shared = read_beginning(model, prompts[0][:prefix]) if prefix else None
+        slots = read_prompts(model, prompts, shared, settings)
+        with slots.in_use(model):
+            output = model(
+                input_ids=slots.ids,
+                attention_mask=slots.mask,
+                position_ids=slots.positions,
+                past_key_values=slots.cache,
+            )
         scores: torch.Tensor = output.logits[:, -1].log_softmax(-1)
     return scores
 
@@ -71,13 +72,42 @@ def test_reading_in_pieces_gives_the_same_scores(line: Line, monkeypatch: pytest
     assert torch.allclose(pieces, scores_alone(line.base_model, prompts), atol=1e-5)
 
 
+@pytest.mark.parametrize("held_once", [1, 10_000])
+def test_a_beginning_held_once_gives_the_scores_of_the_whole_prompt(
+    line: Line, monkeypatch: pytest.MonkeyPatch, held_once: int
+) -> None:
+    monkeypatch.setattr("tunesmith.evaluate.generate.HELD_ONCE", held_once)
+    model, prompts = line.base_model, prompts_of(line, 9)
+    prefix = shared_prefix(prompts)
+    with torch.inference_mode():
+        shared = read_beginning(model, prompts[0][:prefix])
+        slots = read_prompts(model, prompts, shared, line.arena.settings)
+    assert (slots.once is not None) == (held_once == 1)
+    places = max(map(len, prompts)) - (prefix if held_once == 1 else 0)
+    assert slots.mask.shape == (9, places)
+    assert torch.allclose(next_scores(model, prompts, prefix), scores_alone(model, prompts), atol=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_answers_are_the_same_where_the_beginning_is_held_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, prompts = line.arena, prompts_of(line, 9)
+    prefix = shared_prefix(prompts)
+    written = []
+    for held_once in (1, 10_000):
+        monkeypatch.setattr("tunesmith.evaluate.generate.HELD_ONCE", held_once)
+        found = generate(line.base_model, arena.renderer, prompts, arena.settings, prefix=prefix, label="test")
+        written.append([found[i].ids for i in range(9)])
+    assert written[0] == written[1]
+
+
 WINDOW = 7
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Gemma3TextConfig])
 @pytest.mark.parametrize("prefix", [0, 5, 20])
-def test_sliding_windows_see_true_distances(config: Any, prefix: int) -> None:
+def test_sliding_windows_see_true_distances(config: Any, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of different lengths end at one place, so that a window counts no padding."""
+    monkeypatch.setattr("tunesmith.evaluate.generate.HELD_ONCE", 1)
     torch.manual_seed(0)
     window = {} if config is LlamaConfig else {"sliding_window": WINDOW}
     sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}

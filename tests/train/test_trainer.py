@@ -1,10 +1,13 @@
 """Our loss is trl's, our batches hold every row once, and a loss that is no number stops the run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.helpers import disable_input_dtype_casting
+from transformers.trainer_utils import SaveStrategy
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -14,7 +17,7 @@ from tunesmith.line import Line
 from tunesmith.prompt import IGNORE, Rendered, Renderer
 from tunesmith.train.loss import nll_sum
 from tunesmith.train.sampler import FamilySampler
-from tunesmith.train.stage import lora_config, sft_config
+from tunesmith.train.stage import lora_config, prove_sharing, sft_config
 from tunesmith.train.trainer import AdapterTrainer
 from tunesmith.train.tree import Limits, lay_out
 
@@ -38,19 +41,22 @@ def trainer_for(
     *,
     quantization: str = "none",
     limits: Limits | None = Limits(),  # noqa: B008 - frozen
+    dtype: str = "float32",
+    lora_dropout: float = 0.0,
     **overrides: Any,
 ) -> Any:
     profile = hardware.choose(hardware.look(), line.recipe, longest_row=128, base_gib_fp32=0.01)
+    profile = replace(profile, dtype=dtype)
     config = sft_config(line.recipe, profile, str(out))
     for key, value in overrides.items():
         setattr(config, key, value)
     return AdapterTrainer(
-        model=line.base.model(dtype=torch.float32, quantization=quantization),
+        model=line.base.model(dtype=profile.torch_dtype, quantization=quantization),
         args=config,
         rows=rows,
         limits=limits,
         processing_class=line.base.tokenizer(),
-        peft_config=lora_config(line.recipe),
+        peft_config=replace(lora_config(line.recipe), lora_dropout=lora_dropout),
     )
 
 
@@ -230,3 +236,59 @@ def test_labels_of_the_collated_batch_hold_each_end_token(line: Line, tmp_path: 
         == len(batch["labels"]) - 1
         == sum(len(row.completion_ids) for row in rows)
     )
+
+
+def test_inputs_that_peft_need_not_widen_give_the_same_bits(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 16)
+    adapters = []
+    for narrow in (False, True):
+        trainer = trainer_for(line, rows, tmp_path, dtype="bfloat16", max_steps=2)
+        assert trainer.args.bf16
+        randomise(trainer)
+        with disable_input_dtype_casting(trainer.model, active=narrow):
+            trainer.train()
+        adapters.append({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
+    assert {p.dtype for p in adapters[0].values()} == {torch.float32}
+    assert all(torch.equal(weight, adapters[1][name]) for name, weight in adapters[0].items())
+
+
+def test_a_run_that_resumes_is_the_run_that_did_not_stop(line: Line, tmp_path: Path) -> None:
+    """The order of rows, in the second epoch too, and dropout: the same bits."""
+    rows = rendered(line, 40)
+    wanted: dict[str, torch.Tensor] = {}
+    for resume in (None, tmp_path / "checkpoint-7"):
+        trainer = trainer_for(
+            line, rows, tmp_path, lora_dropout=0.1, max_steps=10, save_strategy=SaveStrategy.STEPS, save_steps=7
+        )
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        assert trainer.state.global_step == 10
+        assert trainer.state.epoch == 2.0
+        found = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        wanted = wanted or found
+    assert all(torch.equal(weight, wanted[name]) for name, weight in found.items())
+
+
+def test_sharing_that_is_not_exact_is_dropped(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rendered(line, 16)
+    profile = hardware.choose(hardware.look(), line.recipe, longest_row=128, base_gib_fp32=0.01)
+    trainer = trainer_for(line, rows, tmp_path)
+    randomise(trainer)
+    prove_sharing(trainer, profile)
+    assert trainer.limits == Limits()
+    work = trainer.work()
+    assert work.computed < 0.8 * work.apart
+    assert work.rows == sum(len(row.input_ids) for row in rows)
+
+    def severed(cache: Any, parents: torch.Tensor) -> None:
+        for layer in cache.layers:
+            layer.keys = layer.keys.detach().expand(len(parents), -1, -1, -1)
+            layer.values = layer.values.expand(len(parents), -1, -1, -1)
+
+    monkeypatch.setattr("tunesmith.train.loss._descend", severed)
+    prove_sharing(trainer, profile)
+    assert trainer.limits is None
+    assert "nothing is shared: gradients through a shared beginning differ by" in capsys.readouterr().err
+    assert trainer.work().saved == 0
+    assert len(batch_of(trainer, rows[:4])["levels"]) == 1

@@ -1,13 +1,15 @@
 """Greedy answers to many prompts, the same for every arm.
 
-What all prompts of an arm begin with (the system message, fixed shots) is computed once. Prompts are sorted by length
-and answered in batches: each batch is read in pieces without padding to attend to, its keys and values are laid into
-one buffer that is allocated once, aligned on the right, and rows that have ended leave it. Nothing is read from a
+What all prompts of an arm begin with (the system message, fixed shots) is computed once, and held once where a model's
+attention allows it. Prompts are sorted by length and answered in batches: each batch is read in pieces without padding
+to attend to, its keys and values are laid into one buffer that is allocated once, aligned on the right, and rows that
+have ended leave it. Nothing is read from a
 model's own generation config: sampling, penalties and limits in its files cannot change an arm.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -15,12 +17,15 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from tunesmith.evaluate.attention import KeysValues, attending, holds_once
 from tunesmith.progress import bar
 from tunesmith.prompt import Renderer, common_prefix
 
 BATCH_ROWS = 128
 BATCH_TOKENS = 65536
 """Most tokens of a batch that keys and values are held for, prompts and answers together."""
+HELD_ONCE = 128
+"""Fewest tokens of a shared beginning that is held once: below, torch's own attention over copies is as fast."""
 READ_TOKENS = 2048
 """Prompt tokens read in one pass: enough to keep the matrices busy, few enough that activations stay small."""
 
@@ -125,12 +130,13 @@ def generate(
     whole = [prompt + start for prompt, start in zip(prompts, known, strict=True)]
     cut = batches(whole, settings) if only is None else only
     with torch.inference_mode(), bar(label, sum(map(len, cut))) as progress:
-        shared = _read(model, [prompts[0][:prefix]], None, settings.pad_id) if prefix else None
+        shared = read_beginning(model, prompts[0][:prefix]) if prefix else None
         for batch in cut:
             began = time.perf_counter()
-            slots = read_prompts(model, [whole[i] for i in batch], prefix, shared, settings)
             bound = constraint(len(batch)) if constraint else None
-            written = _write(model, slots, [known[i] for i in batch], settings, bound)
+            slots = read_prompts(model, [whole[i] for i in batch], shared, settings)
+            with slots.in_use(model):
+                written = _write(model, slots, [known[i] for i in batch], settings, bound)
             seconds = round(time.perf_counter() - began, 3)
             for index, ids in zip(batch, written, strict=True):
                 ended = ids[-1] in settings.end_ids
@@ -173,58 +179,98 @@ class Slots:
     """(rows, 1)"""
     mask: torch.Tensor
     """(rows, places): 0 where a shorter prompt has not begun yet"""
+    once: "Beginning | None"
+    """What all rows begin with, if it is not in the cache because it is held once"""
+
+    def in_use(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """While the model reads these slots."""
+        return self.once.attended(model) if self.once else nullcontext()
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What all prompts begin with, as keys and values."""
+
+    tokens: int
+    layers: list[KeysValues]
+    """(1, heads, tokens, width) each"""
+
+    def attended(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """While rows attend to it in addition to what their cache holds."""
+        return attending(model, self.layers)
+
+
+def read_beginning(model: PreTrainedModel, beginning: list[int]) -> Beginning:
+    """Keys and values of what all prompts begin with."""
+    cache = DynamicCache()
+    ids = torch.tensor([beginning], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Beginning(len(beginning), [(layer.keys, layer.values) for layer in cache.layers])
 
 
 def read_prompts(
-    model: PreTrainedModel, prompts: Sequence[list[int]], prefix: int, shared: DynamicCache | None, settings: Settings
+    model: PreTrainedModel, prompts: Sequence[list[int]], shared: Beginning | None, settings: Settings
 ) -> Slots:
     """Read all prompts but for their last token, `READ_TOKENS` at a time, over what they share."""
-    longest = max(map(len, prompts)) - 1
-    room = longest + settings.max_new_tokens + 1
-    buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    prefix = shared.tokens if shared else 0
+    once = shared if shared and prefix >= HELD_ONCE and holds_once(model) else None
+    # What lies in the buffer of a row: its whole prompt, or what comes after a beginning that is held once.
+    skipped = prefix if once else 0
+    longest = max(map(len, prompts)) - 1 - skipped
+    buffers: list[KeysValues] = []
     start = 0
     while start < len(prompts):
         rows = max(1, READ_TOKENS // max(1, len(prompts[start]) - 1 - prefix))
         piece = prompts[start : start + rows]
-        part = _read(model, [prompt[prefix:-1] for prompt in piece], shared, settings.pad_id)
-        for number, layer in enumerate(part.layers if part else []):
+        layers = _read(model, [prompt[prefix:-1] for prompt in piece], shared, once, settings.pad_id)
+        for number, part in enumerate(layers):
             if number == len(buffers):
-                shape = (len(prompts), layer.keys.shape[1], room)
+                shape = (len(prompts), part[0].shape[1], longest + settings.max_new_tokens + 1)
                 buffers.append(
-                    (
-                        layer.keys.new_zeros((*shape, layer.keys.shape[-1])),
-                        layer.values.new_zeros((*shape, layer.values.shape[-1])),
-                    )
+                    (part[0].new_zeros((*shape, part[0].shape[-1])), part[1].new_zeros((*shape, part[1].shape[-1])))
                 )
-            for buffer, states in zip(buffers[number], (layer.keys, layer.values), strict=True):
+            for buffer, states in zip(buffers[number], part, strict=True):
                 for place, prompt in enumerate(piece):
-                    length = len(prompt) - 1
+                    length = len(prompt) - 1 - skipped
                     buffer[start + place, :, longest - length : longest] = states[place, :, :length]
         start += len(piece)
     cache = DynamicCache()
     cache.layers = [SlotLayer(keys, values, longest) for keys, values in buffers]
-    mask = [[0] * (longest - len(prompt) + 1) + [1] * len(prompt) for prompt in prompts]
+    lengths = [len(prompt) - skipped for prompt in prompts]
     device = model.device
     return Slots(
         cache,
         torch.tensor([prompt[-1:] for prompt in prompts], device=device),
         torch.tensor([[len(prompt) - 1] for prompt in prompts], device=device),
-        torch.tensor(mask, device=device),
+        torch.tensor([[0] * (longest + 1 - length) + [1] * length for length in lengths], device=device),
+        once,
     )
 
 
 def _read(
-    model: PreTrainedModel, parts: Sequence[list[int]], shared: DynamicCache | None, pad_id: int
-) -> DynamicCache | None:
-    """Keys and values of what is shared and of each part behind it, padded on the right, where nothing looks at it."""
+    model: PreTrainedModel,
+    parts: Sequence[list[int]],
+    shared: Beginning | None,
+    once: Beginning | None,
+    pad_id: int,
+) -> list[KeysValues]:
+    """Keys and values, by layer, of each part behind a beginning, padded on the right, where nothing looks at it.
+
+    They begin with those of the beginning itself unless it is held once.
+    """
     width = max(map(len, parts))
     cache = DynamicCache()
-    for number, layer in enumerate(shared.layers if shared else []):
-        cache.update(*(states.expand(len(parts), -1, -1, -1) for states in (layer.keys, layer.values)), number)
+    if shared and not once:
+        for number, layer in enumerate(shared.layers):
+            cache.update(*(states.expand(len(parts), -1, -1, -1) for states in layer), number)
     if width:
         ids = torch.tensor([part + [pad_id] * (width - len(part)) for part in parts], device=model.device)
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
+        positions = (shared.tokens if shared else 0) + torch.arange(width, device=model.device)
+        with once.attended(model) if once else nullcontext():
+            model(input_ids=ids, position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if not cache.layers and once:
+        return [(keys[:, :, :0], values[:, :, :0]) for keys, values in once.layers]
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _write(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from ruamel.yaml import YAML
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
@@ -83,8 +84,11 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, toke
             if isinstance(callback, DevLoss):
                 callback.trainer = trainer
         prove_sharing(trainer, profile)
+        # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
+        narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
         try:
-            trainer.train()
+            with narrow:
+                trainer.train()
         finally:
             watch.close()
         resolved = {k: v for k, v in trainer.args.to_dict().items() if k not in MACHINE_KEYS}

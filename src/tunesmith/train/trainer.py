@@ -106,7 +106,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         for rows in self._passes():
             pair = [self.rows[i] for i in rows[:2]]
             if len(lay_out(pair, eager).levels) > 1:
-                return sharing_error(self.accelerator.unwrap_model(self.model), pair, eager)
+                with self.accelerator.autocast():
+                    return sharing_error(self.accelerator.unwrap_model(self.model), pair, eager)
         return 0.0
 
     def _passes(self) -> list[list[int]]:
