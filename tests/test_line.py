@@ -109,7 +109,7 @@ def test_the_lock_states_every_resolved_value(finished: Path) -> None:
     from ruamel.yaml import YAML
 
     lock = YAML(typ="safe").load((run_directory(finished) / "recipe.lock.yaml").read_text())
-    assert lock["trainer"]["learning_rate"] == lock["recipe"]["trainer"]["learning_rate"] == 0.005
+    assert lock["trainer"]["learning_rate"] == lock["recipe"]["trainer"]["learning_rate"] == 0.003
     assert lock["trainer"]["adam_beta2"] == 0.999
     assert lock["lora"]["lora_dropout"] == 0.0
     assert lock["recipe"]["gate"]["alpha"] == 0.05

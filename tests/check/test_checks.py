@@ -373,7 +373,7 @@ def test_held_out_rows_that_could_not_be_scored_stop_the_line(project):
 
 
 def test_too_few_gate_rows_are_told_before_training(project):
-    line = Line("smoke", sets=["gate.min_rows=61"])
+    line = Line("smoke", sets=["gate.min_rows=169"])
     line.curate()
-    with pytest.raises(UserError, match=r"check `gate rows` fails for 60 rows: .*at least gate.min_rows = 61 rows"):
+    with pytest.raises(UserError, match=r"check `gate rows` fails for 168 rows: .*at least gate.min_rows = 169 rows"):
         line.check()
