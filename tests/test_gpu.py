@@ -11,8 +11,8 @@ from tests.conftest import Tunesmith
 from tunesmith import hardware
 from tunesmith.files import read_json
 from tunesmith.prompt import Rendered
-from tunesmith.train.loss import sharing_error
-from tunesmith.train.stage import SHARING_ERROR
+from tunesmith.train.loss import gradient_error
+from tunesmith.train.stage import TOLERANCE
 from tunesmith.train.tree import Limits
 
 pytestmark = [
@@ -49,4 +49,4 @@ def test_gradients_through_a_shared_beginning_are_those_of_rows_alone(dtype: str
     head = torch.randint(1, 997, (200,)).tolist()
     rows = [Rendered(head + torch.randint(1, 997, (9 + n,)).tolist(), [5, 6, 7], ends=True) for n in range(2)]
     with torch.autocast("cuda", getattr(torch, dtype), enabled=dtype != "float32"):
-        assert sharing_error(adapted, rows, Limits()) < SHARING_ERROR[dtype]
+        assert gradient_error(adapted, rows, Limits()) < TOLERANCE[dtype]

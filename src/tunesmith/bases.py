@@ -89,6 +89,14 @@ class Base:
         config = read_json(self.directory / "config.json")
         return int(config.get("text_config", config).get("max_position_embeddings", 2048))
 
+    def cached_numbers_per_token(self) -> int:
+        """How many numbers a token's keys and values are, over all layers."""
+        config = read_json(self.directory / "config.json")
+        config = config.get("text_config", config)
+        heads = config["num_attention_heads"]
+        width = config.get("head_dim") or config["hidden_size"] // heads
+        return int(2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width)
+
     def stored_dtype(self) -> str:
         """The dtype that the weights are stored in; configs written by older libraries call it `torch_dtype`."""
         config = read_json(self.directory / "config.json")

@@ -1,7 +1,7 @@
 """One look at the machine, and the choices that follow from it, each with its reason.
 
-The choices never change what is learned: batch size times accumulation stays as the recipe says, the profile only
-decides how it is cut into forward passes.
+The choices never change what is learned but by rounding and the noise of dropout: batch size times accumulation stays
+as the recipe says, the profile only decides how it is cut into forward passes and what of them is computed once.
 """
 
 import os

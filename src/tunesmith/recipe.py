@@ -52,6 +52,8 @@ RESERVED: dict[str, dict[str, str]] = {
         "packing_strategy": "rows are batched by the toolkit",
         "eval_packing": "rows are batched by the toolkit",
         "padding_free": "rows are batched by the toolkit",
+        "pad_to_multiple_of": "rows are batched by the toolkit",
+        "include_num_input_tokens_seen": "train.jsonl counts the tokens",
         "remove_unused_columns": "rows are rendered by the toolkit",
         "model_init_kwargs": "use `base`, `quantization` and `hardware.dtype`",
         "trust_remote_code": "no code from models runs",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig
 
-from tunesmith.evaluate.constrain import json_constraint
+from tunesmith.evaluate.constrain import admitted, json_constraint
 from tunesmith.evaluate.generate import (
     Settings,
     batches,
@@ -199,6 +199,28 @@ def test_constrained_answers_made_from_free_ones_are_those_made_from_nothing(lin
     assert [made[i].ids for i in range(12)] == [bound[i].ids for i in range(12)]
     assert [made[i].text for i in range(12)] == [bound[i].text for i in range(12)]
     assert all(made[i].ended for i in range(12))
+
+
+def test_free_answers_that_all_pass_are_taken_as_they_are(line: Line) -> None:
+    arena, prompts = line.arena, prompts_of(line, 3)
+    ids = [
+        *arena.renderer.tokenizer('{"colour":"red"}', add_special_tokens=False)["input_ids"],
+        *arena.settings.end_ids,
+    ]
+    free = [{"prediction_ids": ids, "prediction": '{"colour":"red"}', "ended": True, "seconds": 1.0}] * 3
+    made = arena._constrain(line.base_model, prompts, free, label="made", prefix=shared_prefix(prompts))
+    assert [made[i].ids for i in range(3)] == [ids] * 3
+
+
+def test_each_end_token_may_end_a_constrained_answer(line: Line) -> None:
+    renderer = line.arena.renderer
+    schema = read_schema(line.loaded.schema_path)
+    other = renderer.tokenizer("x", add_special_tokens=False)["input_ids"][0]
+    renderer.end_ids = sorted({*renderer.end_ids, other})
+    ids = renderer.tokenizer('{"colour":"red"}', add_special_tokens=False)["input_ids"]
+    for end in renderer.end_ids:
+        constraint = json_constraint(renderer, schema, line.base_model.config.vocab_size)(1)
+        assert admitted(constraint, [*ids, end]) == len(ids) + 1
 
 
 def test_an_answer_that_has_begun_goes_on_as_it_would_have(line: Line) -> None:

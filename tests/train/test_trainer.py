@@ -17,8 +17,8 @@ from tunesmith.line import Line
 from tunesmith.prompt import IGNORE, Rendered, Renderer
 from tunesmith.train.loss import nll_sum
 from tunesmith.train.sampler import FamilySampler
-from tunesmith.train.stage import lora_config, prove_sharing, sft_config
-from tunesmith.train.trainer import AdapterTrainer
+from tunesmith.train.stage import lora_config, sft_config, train
+from tunesmith.train.trainer import AdapterTrainer, reads_loss_tokens_only
 from tunesmith.train.tree import Limits, lay_out
 
 
@@ -268,27 +268,70 @@ def test_a_run_that_resumes_is_the_run_that_did_not_stop(line: Line, tmp_path: P
     assert all(torch.equal(weight, wanted[name]) for name, weight in found.items())
 
 
+def made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
 def test_sharing_that_is_not_exact_is_dropped(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = rendered(line, 16)
-    profile = hardware.choose(hardware.look(), line.recipe, longest_row=128, base_gib_fp32=0.01)
-    trainer = trainer_for(line, rows, tmp_path)
-    randomise(trainer)
-    prove_sharing(trainer, profile)
-    assert trainer.limits == Limits()
-    work = trainer.work()
-    assert work.computed < 0.8 * work.apart
-    assert work.rows == sum(len(row.input_ids) for row in rows)
+    line = Line("smoke", sets=["trainer.max_steps=2", "trainer.warmup_steps=0"])
+    train(line.loaded, line.dataset, line.base, made(tmp_path / "shared"), tokens=tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "share_prefixes = True: what rows of a batch begin with is computed once" in said
+    assert "0% less to compute" not in said
 
-    def severed(cache: Any, parents: torch.Tensor) -> None:
+    def severed(cache: Any, children: list[int]) -> None:
         for layer in cache.layers:
-            layer.keys = layer.keys.detach().expand(len(parents), -1, -1, -1)
-            layer.values = layer.values.expand(len(parents), -1, -1, -1)
+            layer.keys = layer.keys.detach().expand(children[0], -1, -1, -1)
+            layer.values = layer.values.expand(children[0], -1, -1, -1)
 
     monkeypatch.setattr("tunesmith.train.loss._descend", severed)
-    prove_sharing(trainer, profile)
+    train(line.loaded, line.dataset, line.base, made(tmp_path / "apart"), tokens=tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "share_prefixes = False: gradients through shared beginnings would differ by" in said
+    assert "0% less to compute" in said
+
+
+def test_a_head_that_our_loss_does_not_know_is_left_to_trl(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = Line("smoke", sets=["trainer.max_steps=2", "trainer.warmup_steps=0"])
+    read = AdapterTrainer.error
+
+    def unknown(trainer: AdapterTrainer) -> float:
+        return read(trainer) if not trainer._own_loss else float("nan")
+
+    monkeypatch.setattr(AdapterTrainer, "error", unknown)
+    train(line.loaded, line.dataset, line.base, tmp_path, tokens=tmp_path)
+    assert "loss and gradients are left to trl" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("loss_type", "dft"), ("label_smoothing_factor", 0.1), ("torch_compile", True)]
+)
+def test_what_our_loss_does_not_compute_is_left_to_trl(line: Line, tmp_path: Path, setting: str, value: object) -> None:
+    trainer = trainer_for(line, rendered(line, 16), tmp_path)
+    assert reads_loss_tokens_only(trainer.model, trainer.args)
+    setattr(trainer.args, setting, value)
+    assert not reads_loss_tokens_only(trainer.model, trainer.args)
+
+
+def test_a_capped_head_is_left_to_trl_and_its_dev_loss_is_the_models_own(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 6)
+    plain = trainer_for(line, rows, tmp_path)
+    batched = plain.token_nll(rows)
+    plain._own_loss = False
+    assert plain.token_nll(rows) == pytest.approx(batched, rel=1e-5)
+    plain.model.config.final_logit_softcapping = 30.0
+    assert not reads_loss_tokens_only(plain.model, plain.args)
+
+
+def test_a_loss_that_is_left_to_trl_trains_on_its_own_batches(line: Line, tmp_path: Path) -> None:
+    trainer = trainer_for(line, rendered(line, 16), tmp_path, loss_type="dft", max_steps=1)
     assert trainer.limits is None
-    assert "nothing is shared: gradients through a shared beginning differ by" in capsys.readouterr().err
-    assert trainer.work().saved == 0
-    assert len(batch_of(trainer, rows[:4])["levels"]) == 1
+    assert set(trainer.data_collator([trainer.train_dataset[0]])) >= {"input_ids", "labels"}
+    trainer.train()
+    assert trainer.state.log_history[-1]["train_loss"] > 0

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Mi
 
 from tunesmith.prompt import Rendered
 from tunesmith.train import loss as loss_module
-from tunesmith.train.loss import nll_sum, sharing_error
+from tunesmith.train.loss import gradient_error, nll_sum
 from tunesmith.train.sampler import FamilySampler
-from tunesmith.train.tree import Limits, grow, lay_out, shareable
+from tunesmith.train.tree import DEEPEST, Limits, grow, lay_out, limits_for, shareable
 
 VOCABULARY = 97
 TINY = {
@@ -162,8 +162,8 @@ def test_float32_agrees_as_far_as_it_can(batch: str) -> None:
 def test_padding_inside_a_window_would_be_wrong_and_is_seen() -> None:
     """Why the trainer asks for one unpadded beginning where a window slides: nesting is not exact there."""
     model = model_of("mistral, sliding window")
-    assert sharing_error(model, documents(), Limits(saving=1, nested=True)) > 1e-3
-    assert sharing_error(model, one_prefix(), Limits(saving=1, nested=False)) < 1e-9
+    assert gradient_error(model, documents(), Limits(saving=1, nested=True)) > 1e-3
+    assert gradient_error(model, one_prefix(), Limits(saving=1, nested=False)) < 1e-9
 
 
 tokens = st.integers(1, 3)
@@ -249,16 +249,16 @@ def test_with_dropout_a_row_drops_what_its_tokens_dropped_in_the_tree() -> None:
 
 def test_a_cache_that_carries_no_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama, grouped queries")
-    assert sharing_error(model, one_prefix(), EVERYTHING) < 1e-9
+    assert gradient_error(model, one_prefix(), EVERYTHING) < 1e-9
     descend = loss_module._descend
 
-    def severed(cache: Any, parents: torch.Tensor) -> None:
-        descend(cache, parents)
+    def severed(cache: Any, children: list[int]) -> None:
+        descend(cache, children)
         for layer in cache.layers:
             layer.keys = layer.keys.detach()
 
     monkeypatch.setattr(loss_module, "_descend", severed)
-    assert sharing_error(model, one_prefix(), EVERYTHING) > 1e-2
+    assert gradient_error(model, one_prefix(), EVERYTHING) > 1e-2
 
 
 def test_sharing_saves_the_tokens_it_says() -> None:
@@ -309,3 +309,47 @@ def test_small_families_are_joined_and_stay_whole() -> None:
     batches = sampler.batches()
     assert sorted(i for batch in batches for i in batch) == list(range(40))
     assert [len({tuple(rows[i].prompt_ids[:40]) for i in batch}) for batch in batches] == [2] * 5
+
+
+def test_what_may_be_shared_follows_from_the_models_layers() -> None:
+    assert limits_for(CONFIGS["llama, grouped queries"], "cpu") == Limits(saving=64, nested=True)
+    assert limits_for(CONFIGS["llama, grouped queries"], "cuda") == Limits(saving=1024, nested=True)
+    # However wide the window: padded places count towards it, rows' lengths do not tell how many.
+    wide = MistralConfig(**TINY, sliding_window=4096)
+    assert limits_for(wide, "cpu") == Limits(saving=64, nested=False)
+    assert limits_for(CONFIGS["gemma3, windows in some layers"], "cpu") == Limits(saving=64, nested=False)
+    recurrent = LlamaConfig(**TINY)
+    recurrent.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    assert limits_for(recurrent, "cpu") is None
+
+
+def test_gradients_of_a_nested_batch_are_the_same_bits_each_time() -> None:
+    model = model_of("llama, grouped queries", torch.float32)
+    first = gradients(model, together(model, documents()))
+    assert all(torch.equal(first, gradients(model, together(model, documents()))) for _ in range(3))
+
+
+def test_beginnings_that_grow_a_token_a_row_stop_at_some_depth() -> None:
+    rows = [row([*some(30 * n, 1), 90], [1, 2]) for n in range(1, 60)]
+    levels = lay_out(rows, Limits()).levels
+    assert len(levels) == DEEPEST + 1
+    assert sum(level["loss_at"].numel() for level in levels) == 2 * len(rows)
+
+
+def test_a_row_without_a_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row without a prompt"):
+        lay_out([row([], [1, 2])], None)
+
+
+def test_a_head_that_does_more_than_multiply_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama, grouped queries")
+    forward = model.get_base_model().forward
+
+    def capped(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = torch.tanh(output.logits)
+        return output
+
+    assert gradient_error(model, one_prefix(), None) < 1e-9
+    monkeypatch.setattr(model.get_base_model(), "forward", capped)
+    assert gradient_error(model, one_prefix(), None) > 1e-2

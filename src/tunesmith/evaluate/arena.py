@@ -38,7 +38,13 @@ class Arena:
     """Answers and scores the rows of a dataset."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, base: Base, schema: dict[str, Any], computed_on: dict[str, str]
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        base: Base,
+        schema: dict[str, Any],
+        computed_on: dict[str, str],
+        batch_tokens: int,
     ) -> None:
         """Take what arms share; `computed_on` names the device and dtype that answers are computed with."""
         self.recipe = recipe
@@ -47,7 +53,7 @@ class Arena:
         self.schema = schema
         self.computed_on = computed_on
         self.renderer = Renderer(base.tokenizer(), base.end_ids())
-        self.settings: Settings = settings_for(self.renderer, recipe.arms.max_new_tokens)
+        self.settings: Settings = settings_for(self.renderer, recipe.arms.max_new_tokens, batch_tokens)
         self.validator = jsonschema.Draft202012Validator(schema)
         self.train = dataset.rows("train")
         self.retriever = Retriever(self.train)
@@ -160,6 +166,8 @@ class Arena:
                 answers[index] = Answer(ids, line["prediction"], line["ended"], len(prompts[index]), line["seconds"])
             else:
                 begun[index] = ids[:kept]
+        if not begun:
+            return answers
         anew = self._answer(
             model,
             [prompts[index] for index in begun],

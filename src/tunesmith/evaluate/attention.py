@@ -19,9 +19,18 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 _shared: ContextVar[Sequence[KeysValues]] = ContextVar("shared")
 
 
-def holds_once(model: Any) -> bool:
-    """Whether a model's attention is the plain one that this module computes: no window, no cap, torch's own kernel."""
+def holds_once(model: Any, shared: Sequence[KeysValues]) -> bool:
+    """Whether a model's attention is the plain one that this module computes: torch's own kernel, no window, no cap.
+
+    `shared` are keys and values as the model caches them: some models cache another form of them.
+    """
     config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not model._can_set_attn_implementation() or {states.shape[1::2] for pair in shared for states in pair} != {
+        (heads, width)
+    }:
+        return False
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     capped = getattr(config, "attn_logit_softcapping", None)
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
@@ -35,6 +44,8 @@ def attending(model: PreTrainedModel, shared: Sequence[KeysValues]) -> Iterator[
     """Let every row attend to `shared`: keys and values of each layer, (1, heads, tokens, width), before its own."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise RuntimeError("transformers did not take the attention function; `holds_once` must refuse this model")
     token = _shared.set(shared)
     try:
         yield
@@ -56,7 +67,8 @@ def _attention(
     rows, heads, length, width = query.shape
     groups, own_tokens = key.shape[1:3]
     shared_key, shared_value = (states[0] for states in _shared.get()[module.layer_idx])
-    query = query.reshape(rows, groups, -1, width)
+    # Scaled before the product, which could overflow in float16.
+    query = (query * scaling).reshape(rows, groups, -1, width)
     shared_scores = _by_group(query) @ shared_key.mT
     own_scores = (query @ key.mT).view(rows, heads, length, own_tokens)
     if attention_mask is not None:
@@ -66,7 +78,7 @@ def _attention(
         later = torch.ones(length, own_tokens, dtype=torch.bool, device=query.device).triu(own_tokens - length + 1)
         own_scores = own_scores.masked_fill(later, float("-inf"))
     scores = torch.cat([_by_row(shared_scores, rows), own_scores.view(rows, groups, -1, own_tokens)], dim=-1)
-    weights = (scores * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     beginning = shared_key.shape[1]
     from_shared = _by_group(weights[..., :beginning]) @ shared_value
     output = _by_row(from_shared, rows) + weights[..., beginning:] @ value

@@ -32,7 +32,7 @@ def json_constraint(renderer: Renderer, schema: dict[str, Any], vocabulary: int)
         raise UserError(
             f"data.schema: constrained decoding cannot enforce it: {problem}; or set arms.constrained=false"
         )
-    return lambda rows: _JsonConstraint(tokenizer, grammar, rows, vocabulary, renderer.end_ids[0])
+    return lambda rows: _JsonConstraint(tokenizer, grammar, rows, vocabulary, renderer.end_ids)
 
 
 def admitted(constraint: Constraint, ids: Sequence[int]) -> int:
@@ -47,10 +47,10 @@ def admitted(constraint: Constraint, ids: Sequence[int]) -> int:
 class _JsonConstraint:
     """Forbids every next token that the grammar does not admit, for each row of one batch."""
 
-    def __init__(self, tokenizer: LLTokenizer, grammar: str, rows: int, vocabulary: int, end_id: int) -> None:
+    def __init__(self, tokenizer: LLTokenizer, grammar: str, rows: int, vocabulary: int, end_ids: list[int]) -> None:
         self.matchers = [LLMatcher(tokenizer, grammar) for _ in range(rows)]
         self.vocabulary = vocabulary
-        self.end_id = end_id
+        self.end_ids = end_ids
 
     def mask(self, scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """Scores with minus infinity at every token that the grammar does not admit next."""
@@ -72,7 +72,7 @@ class _JsonConstraint:
             # A grammar that can only end stops before the end token is written.
             if self.matchers[row].is_stopped():
                 bits[place] = 0
-                bits[place, self.end_id] = 1
+                bits[place, self.end_ids] = 1
         return bits
 
     def accept(self, row: int, token: int) -> None:

@@ -26,6 +26,8 @@ BATCH_TOKENS = 65536
 """Most tokens of a batch that keys and values are held for, prompts and answers together."""
 HELD_ONCE = 128
 """Fewest tokens of a shared beginning that is held once: below, torch's own attention over copies is as fast."""
+MOST_SCORES = 2**26
+"""Most attention scores laid out at once: 256 MiB in float32."""
 READ_TOKENS = 2048
 """Prompt tokens read in one pass: enough to keep the matrices busy, few enough that activations stay small."""
 
@@ -82,9 +84,9 @@ MakeConstraint = Callable[[int], Constraint]
 """Makes the constraint of one batch, given its number of rows."""
 
 
-def settings_for(renderer: Renderer, max_new_tokens: int) -> Settings:
+def settings_for(renderer: Renderer, max_new_tokens: int, batch_tokens: int = BATCH_TOKENS) -> Settings:
     """The one way in which every arm of a run generates."""
-    return Settings(max_new_tokens, renderer.end_ids, renderer.pad_id)
+    return Settings(max_new_tokens, renderer.end_ids, renderer.pad_id, batch_tokens=batch_tokens)
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:
@@ -213,7 +215,7 @@ def read_prompts(
 ) -> Slots:
     """Read all prompts but for their last token, `READ_TOKENS` at a time, over what they share."""
     prefix = shared.tokens if shared else 0
-    once = shared if shared and prefix >= HELD_ONCE and holds_once(model) else None
+    once = shared if shared and prefix >= HELD_ONCE and holds_once(model, shared.layers) else None
     # What lies in the buffer of a row: its whole prompt, or what comes after a beginning that is held once.
     skipped = prefix if once else 0
     longest = max(map(len, prompts)) - 1 - skipped
@@ -260,17 +262,23 @@ def _read(
     """
     width = max(map(len, parts))
     cache = DynamicCache()
-    if shared and not once:
+    reads_once = None
+    if once:
+        # Scores of what is held once are laid out whole; where they would be large, torch's own attention reads copies.
+        heads = model.config.get_text_config().num_attention_heads
+        reads_once = once if len(parts) * heads * width * (once.tokens + width) <= MOST_SCORES else None
+    if shared and not reads_once:
         for number, layer in enumerate(shared.layers):
             cache.update(*(states.expand(len(parts), -1, -1, -1) for states in layer), number)
     if width:
         ids = torch.tensor([part + [pad_id] * (width - len(part)) for part in parts], device=model.device)
         positions = (shared.tokens if shared else 0) + torch.arange(width, device=model.device)
-        with once.attended(model) if once else nullcontext():
+        with reads_once.attended(model) if reads_once else nullcontext():
             model(input_ids=ids, position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
     if not cache.layers and once:
         return [(keys[:, :, :0], values[:, :, :0]) for keys, values in once.layers]
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    skipped = once.tokens if once and not reads_once else 0
+    return [(layer.keys[:, :, skipped:], layer.values[:, :, skipped:]) for layer in cache.layers]
 
 
 def _write(

@@ -15,6 +15,7 @@ from tunesmith import adapters, hardware
 from tunesmith.bases import Base, load_model
 from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.general import nll_by_document
+from tunesmith.evaluate.generate import BATCH_TOKENS
 from tunesmith.evaluate.replay import replay
 from tunesmith.evaluate.ways import ZERO_SHOT, Way, best, untrained_ways
 from tunesmith.files import read_json, write_json
@@ -22,13 +23,19 @@ from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
 from tunesmith.schema import read_schema
 
+CACHE_SHARE = 0.2
+"""The part of the memory that keys and values of a batch may take: weights, copies and the rest need theirs."""
+
 
 def open_arena(loaded: LoadedRecipe, dataset: Dataset, base: Base) -> Arena:
     """The arena of a recipe on this machine."""
     found = hardware.look()
     profile = hardware.choose(found, loaded.recipe, longest_row=loaded.recipe.data.max_tokens, base_gib_fp32=0.0)
     computed_on = {"device": found.name, "dtype": profile.dtype}
-    return Arena(loaded.recipe, dataset, base, read_schema(loaded.schema_path), computed_on)
+    itemsize = 4 if profile.dtype == "float32" else 2
+    fits = CACHE_SHARE * found.memory_gib * hardware.GIB / (base.cached_numbers_per_token() * itemsize)
+    batch_tokens = int(min(BATCH_TOKENS, fits))
+    return Arena(loaded.recipe, dataset, base, read_schema(loaded.schema_path), computed_on, batch_tokens)
 
 
 def scoring_dtype(arena: Arena) -> torch.dtype:

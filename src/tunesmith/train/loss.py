@@ -16,7 +16,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from tunesmith.prompt import Rendered
-from tunesmith.train.tree import Layout, Level, Limits, lay_out
+from tunesmith.train.tree import Level, Limits, lay_out
 
 MAX_LOGITS = 64 * 2**20
 """Most logits held at once: 64 Mi float32, 256 MiB."""
@@ -38,13 +38,21 @@ def nll_sum(model: Any, levels: Sequence[Level], targets: torch.Tensor) -> torch
     return total
 
 
+def row_nll(model: Any, row: Rendered) -> torch.Tensor:
+    """Summed negative log-likelihood of one row's completion by the model's own logits, however its head makes them."""
+    ids = torch.tensor([row.input_ids], device=next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, ids[0, len(row.prompt_ids) :], reduction="sum")
+
+
 def _hidden_before_loss(backbone: Any, levels: Sequence[Level]) -> torch.Tensor:
     """Last hidden states of shape (loss tokens, width) at the positions that predict them."""
     gathered = []
     cache: DynamicCache | None = DynamicCache() if len(levels) > 1 else None
     for level in levels:
-        if cache is not None and level["parents"] is not None:
-            _descend(cache, level["parents"])
+        if cache is not None and level["children"] is not None:
+            _descend(cache, level["children"])
         hidden = backbone(
             input_ids=level["input_ids"],
             attention_mask=level["attention_mask"],
@@ -56,15 +64,16 @@ def _hidden_before_loss(backbone: Any, levels: Sequence[Level]) -> torch.Tensor:
     return torch.cat(gathered)
 
 
-def _descend(cache: DynamicCache, parents: torch.Tensor) -> None:
-    """Give every child its parent's keys and values, (children, heads, tokens, width), within the autograd graph."""
+def _descend(cache: DynamicCache, children: Sequence[int]) -> None:
+    """Give every child its parent's keys and values, (children, heads, tokens, width), within the autograd graph.
+
+    By views and not by an index, whose gradient would be added up in no fixed order.
+    """
     for layer in cache.layers:
         for name in ("keys", "values"):
-            states = getattr(layer, name)
-            if len(states) == 1:
-                setattr(layer, name, states.expand(len(parents), -1, -1, -1))
-            else:
-                setattr(layer, name, states[parents])
+            parents = getattr(layer, name).split(1)
+            views = [one.expand(count, -1, -1, -1) for one, count in zip(parents, children, strict=True) if count]
+            setattr(layer, name, views[0] if len(views) == 1 else torch.cat(views))
 
 
 class _FrozenHeadNLL(torch.autograd.Function):
@@ -76,7 +85,8 @@ class _FrozenHeadNLL(torch.autograd.Function):
     ) -> torch.Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Kept wide: in float16 small gradients would be lost before the loss scale reaches them.
+        gradient = torch.empty_like(hidden, dtype=wide) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part].to(weight.dtype), weight).to(wide)
@@ -87,39 +97,42 @@ class _FrozenHeadNLL(torch.autograd.Function):
                 # The gradient of cross-entropy: probabilities, less one at the target.
                 probabilities = logits.sub_(log_total).exp_()
                 probabilities.scatter_add_(-1, target, probabilities.new_full(target.shape, -1))
-                gradient[part] = probabilities.to(weight.dtype) @ weight
+                gradient[part] = (probabilities.to(weight.dtype) @ weight).to(wide)
         ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * output.to(gradient.dtype), None, None, None
+        return (gradient * output).to(ctx.dtype), None, None, None
 
 
-def sharing_error(model: Any, rows: Sequence[Rendered], limits: Limits) -> float:
-    """How far gradients through a shared beginning are from those of rows on their own: the norm of the difference
-    over the norm. A model whose cache does not carry gradients, or that treats a cached past otherwise, shows here.
+def gradient_error(model: Any, rows: Sequence[Rendered], limits: Limits | None) -> float:
+    """How far the gradients of `nll_sum` are from those of each row alone: the norm of the difference over the norm.
+
+    A head that does more than multiply, a cache that carries no gradient, a mask that a model reads otherwise: all show
+    here. Adapters start at zero, which hides half of their gradients; what reaches the other half has the same path.
     """
     was_training = model.training
     model.eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def gradients(layout: Layout) -> torch.Tensor:
-        device = trained[0].device
-        levels = [to_device(level, device) for level in layout.levels]
-        loss = nll_sum(model, levels, layout.targets.to(device))
+    def flat(loss: torch.Tensor) -> torch.Tensor:
         found = torch.autograd.grad(loss, trained, allow_unused=True)
-        return torch.cat([part.flatten().double() for part in found if part is not None])
+        parts = zip(found, trained, strict=True)
+        return torch.cat([(torch.zeros_like(p) if part is None else part).flatten().double() for part, p in parts])
 
     try:
-        alone = gradients(lay_out(rows, None))
-        shared = gradients(lay_out(rows, limits))
+        alone = sum((flat(row_nll(model, row)) for row in rows if row.completion_ids), torch.zeros(()))
+        layout = lay_out(rows, limits)
+        levels = [to_device(level, trained[0].device) for level in layout.levels]
+        ours = flat(nll_sum(model, levels, layout.targets.to(trained[0].device)))
     finally:
         model.train(was_training)
-    return float((shared - alone).norm() / alone.norm().clamp(min=1e-12))
+    return float((ours - alone).norm() / alone.norm().clamp(min=1e-12))
 
 
 def to_device(level: Level, device: torch.device) -> Level:
     """A level's tensors on the model's device."""
-    return {key: None if value is None else value.to(device) for key, value in level.items()}  # type: ignore[return-value, attr-defined]
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in level.items()}  # type: ignore[return-value]

@@ -23,7 +23,7 @@ class FamilySampler(Sampler[int]):
         self.batch = batch
         self.seed = seed
         self.epoch = 0
-        self.families = [members for members, _ in families([shareable(row) for row in rows], limits)]
+        self.families = list(families([shareable(row) for row in rows], limits))
         self.lengths = [len(row.input_ids) for row in rows]
 
     def set_epoch(self, epoch: int) -> None:

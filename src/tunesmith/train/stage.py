@@ -5,6 +5,8 @@ Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safete
 """
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,8 @@ from tunesmith.train.watch import Watch, plot_loss
 MACHINE_KEYS = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "use_cpu", "local_rank"}
 
 
-# Largest relative error of gradients through a shared beginning: far above each dtype's rounding, far below a mistake.
-SHARING_ERROR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+# Largest relative error of our gradients: far above each dtype's rounding, far below a mistake.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 
 def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, tokens: Path) -> None:
@@ -49,41 +51,25 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, toke
     renderer = Renderer(base.tokenizer(), base.end_ids())
     rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
     dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
-    longest = max(len(row.input_ids) for row in rows)
-    profile = hardware.choose(
-        hardware.look(),
-        recipe,
-        longest_row=longest,
-        shared_tokens=common_prefix([shareable(row) for row in rows]),
-        base_gib_fp32=_base_gib_fp32(base),
-    )
-    for choice, reason in profile.reasons.items():
-        say(f"  {choice} = {getattr(profile, choice)}: {reason}")
+    profile = choose_profile(recipe, rows, base, sharing=recipe.hardware.share_prefixes)
 
     # Taken now: trl may give the tokenizer that it is handed a pad token.
     prompt_digest = renderer.digest(dataset.manifest()["systems"])
     lora = lora_config(recipe)
     watch = Watch(out / "train.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
-        model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization)
-        limits = limits_for(model.config.get_text_config(), profile.device, longest)
-        try:
-            trainer = AdapterTrainer(
-                model=model,
-                args=sft_config(recipe, profile, scratch),
-                rows=rows,
-                limits=limits if profile.share_prefixes else None,
-                processing_class=base.tokenizer(),
-                peft_config=lora,
-                callbacks=[watch, DevLoss(watch, dev)],
-            )
-        except ValueError as error:
-            raise UserError(f"lora, trainer: peft or trl refuses them: {str(error).splitlines()[0]}") from None
+        trainer = open_trainer(recipe, rows, base, profile, lora, scratch)
+        if profile.share_prefixes and (reason := why_not_shared(trainer, profile)):
+            profile = choose_profile(recipe, rows, base, sharing=False)
+            profile = replace(profile, reasons=profile.reasons | {"share_prefixes": reason})
+            trainer = open_trainer(recipe, rows, base, profile, lora, scratch)
+        if not trainer.error() <= TOLERANCE[profile.dtype]:
+            say("  loss and gradients are left to trl: ours are not this model's own")
+            trainer = open_trainer(recipe, rows, base, profile, lora, scratch, own_loss=False)
+        say_choices(profile, trainer)
+        trainer.add_callback(watch)
+        trainer.add_callback(DevLoss(watch, dev, trainer))
         trainer.remove_callback(PrinterCallback)
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, DevLoss):
-                callback.trainer = trainer
-        prove_sharing(trainer, profile)
         # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
         narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
         try:
@@ -107,12 +93,62 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, toke
     write_lock(out / "recipe.lock.yaml", loaded, profile, lora, resolved, base)
 
 
-def prove_sharing(trainer: AdapterTrainer, profile: Profile) -> None:
-    """Share only where this model's gradients through a shared beginning are those of rows on their own, and say it."""
-    error = trainer.sharing_error()
-    if error > SHARING_ERROR[profile.dtype]:
-        trainer.share(None)
-        say(f"  nothing is shared: gradients through a shared beginning differ by {error:.1e} on this model")
+def choose_profile(recipe: Recipe, rows: Sequence[Rendered], base: Base, *, sharing: bool) -> Profile:
+    """The hardware profile for some rows; `sharing` says whether rows of a batch may share what they begin with."""
+    hardware_section = recipe.hardware.model_copy(update={"share_prefixes": sharing})
+    return hardware.choose(
+        hardware.look(),
+        recipe.model_copy(update={"hardware": hardware_section}),
+        longest_row=max(len(row.input_ids) for row in rows),
+        shared_tokens=common_prefix([shareable(row) for row in rows]),
+        base_gib_fp32=_base_gib_fp32(base),
+    )
+
+
+def open_trainer(
+    recipe: Recipe,
+    rows: Sequence[Rendered],
+    base: Base,
+    profile: Profile,
+    lora: LoraConfig,
+    scratch: str,
+    *,
+    own_loss: bool = True,
+) -> AdapterTrainer:
+    """A trainer with a fresh model.
+
+    Raises:
+        UserError: peft or trl refuses a value of the recipe.
+    """
+    model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization)
+    try:
+        return AdapterTrainer(
+            model=model,
+            args=sft_config(recipe, profile, scratch),
+            rows=rows,
+            limits=limits_for(model.config.get_text_config(), profile.device) if profile.share_prefixes else None,
+            by_family=recipe.hardware.share_prefixes,
+            own_loss=own_loss,
+            processing_class=base.tokenizer(),
+            peft_config=lora,
+        )
+    except ValueError as error:
+        raise UserError(f"lora, trainer: peft or trl refuses them: {str(error).splitlines()[0]}") from None
+
+
+def why_not_shared(trainer: AdapterTrainer, profile: Profile) -> str | None:
+    """What speaks against sharing on this very model, if anything does."""
+    if trainer.limits is None:
+        return "this model's layers, or the settings of its loss, do not allow it"
+    if (error := trainer.error()) <= TOLERANCE[profile.dtype]:
+        return None
+    return f"gradients through shared beginnings would differ by {error:.1e} on this model"
+
+
+def say_choices(profile: Profile, trainer: AdapterTrainer) -> None:
+    """Tell what was chosen and why, and what sharing saves."""
+    for choice, reason in profile.reasons.items():
+        say(f"  {choice} = {getattr(profile, choice)}: {reason}")
     work = trainer.work()
     say(
         f"  {work.rows} tokens an epoch; with padding {work.apart}, with shared beginnings {work.computed}: "
@@ -123,15 +159,14 @@ def prove_sharing(trainer: AdapterTrainer, profile: Profile) -> None:
 class DevLoss(TrainerCallback):  # type: ignore[misc]
     """Scores the dev rows after each epoch."""
 
-    def __init__(self, watch: Watch, rows: list[Rendered]) -> None:
+    def __init__(self, watch: Watch, rows: list[Rendered], trainer: AdapterTrainer) -> None:
         self.watch = watch
         self.rows = rows
-        self.trainer: AdapterTrainer | None = None
+        self.trainer = trainer
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the dev loss."""
-        if self.trainer:
-            self.watch.write({"step": state.global_step, "dev_nll": round(self.trainer.token_nll(self.rows), 6)})
+        self.watch.write({"step": state.global_step, "dev_nll": round(self.trainer.token_nll(self.rows), 6)})
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

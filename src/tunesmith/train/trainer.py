@@ -5,8 +5,8 @@ are computed once and the head reads only what predicts a loss token (`loss`), b
 or a length in a seeded order (`sampler`), and a loss that is not a number stops the run before it reaches the weights.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
-from tunesmith.train.loss import nll_sum, sharing_error
+from tunesmith.train.loss import gradient_error, nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits, lay_out
 
@@ -28,12 +28,23 @@ def features(rows: Sequence[Rendered]) -> HFDataset:
 def reads_loss_tokens_only(model: Any, args: Any) -> bool:
     """Whether the loss may be computed by `loss.nll_sum`: plain cross-entropy behind a plain head.
 
-    A head that scales or caps its logits, label smoothing, another loss and a router's own loss are left to trl.
+    A head that scales or caps its logits, label smoothing, another loss, a router's own loss and models that are
+    compiled or given other kernels as a whole are left to trl.
     """
     config = model.config.get_text_config()
-    scaled = any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
     plain = args.loss_type == "nll" and not args.label_smoothing_factor
-    return plain and not scaled and not getattr(config, "output_router_logits", False)
+    whole = not args.torch_compile and not args.use_liger_kernel
+    scaled = any(getattr(config, key, None) for key in SCALES) or getattr(config, "output_router_logits", False)
+    return plain and whole and not scaled
+
+
+PROBED = 32
+"""Passes among which the one that shares most deeply is probed before training."""
+PROBED_ROWS = 4
+"""Rows of that pass that are: each is also read alone."""
+
+# What the text configs of transformers' models call a scale or cap of their logits.
+SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
 class Collator:
@@ -69,26 +80,34 @@ class Work:
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are rendered already.
 
-    `limits` say what rows of a batch may share; none keeps them apart.
+    `limits` say what rows of a batch may share; none keeps them apart. `by_family` batches rows that begin alike
+    together, by limits that no machine decides: what is learned does not depend on whether sharing pays here. Without
+    `own_loss` trl computes the loss.
     """
 
-    def __init__(self, *args: Any, rows: Sequence[Rendered], limits: Limits | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        rows: Sequence[Rendered],
+        limits: Limits | None,
+        by_family: bool = True,
+        own_loss: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, train_dataset=features(rows), **kwargs)
         self.rows = rows
-        self._own_loss = reads_loss_tokens_only(self.model, self.args)
-        self.share(limits)
+        plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
+        self._own_loss = own_loss and plain
+        # Noise on embeddings is scaled by the length of what is read at once: parts of rows are other lengths.
+        self.limits = limits if self._own_loss and not self.args.neftune_noise_alpha else None
+        if self._own_loss:
+            self.data_collator = Collator(self.limits)
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
         # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-
-    def share(self, limits: Limits | None) -> None:
-        """Batch and collate with these limits from now on; a loss that is left to trl shares nothing."""
-        self.limits = limits if self._own_loss else None
-        if self._own_loss:
-            self.data_collator = Collator(self.limits)
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        self._sampler = FamilySampler(self.rows, batch, self.args.seed, self.limits)
 
     def work(self) -> Work:
         """The tokens of the first epoch."""
@@ -98,17 +117,21 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         total = sum(layout.tokens for layout in apart)
         return Work(total, sum(layout.computed for layout in apart), sum(layout.computed for layout in shared))
 
-    def sharing_error(self) -> float:
-        """The relative error of gradients through a shared beginning on this model, from two rows; 0 if none is."""
-        if self.limits is None:
+    def error(self) -> float:
+        """How far our gradients are from those of rows alone through the model's own logits, relative to their norm.
+
+        From one pass of the first epoch, of those whose rows share most deeply. Infinite where a model cannot be read
+        so at all; 0 where the loss is left to trl.
+        """
+        if not self._own_loss:
             return 0.0
-        eager = replace(self.limits, saving=1)
-        for rows in self._passes():
-            pair = [self.rows[i] for i in rows[:2]]
-            if len(lay_out(pair, eager).levels) > 1:
-                with self.accelerator.autocast():
-                    return sharing_error(self.accelerator.unwrap_model(self.model), pair, eager)
-        return 0.0
+        passes = [[self.rows[i] for i in rows[:PROBED_ROWS]] for rows in self._passes()[:PROBED]]
+        rows = max(passes, key=lambda rows: len(lay_out(rows, self.limits).levels))
+        with self.accelerator.autocast():
+            try:
+                return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
+            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+                return float("inf")
 
     def _passes(self) -> list[list[int]]:
         size = self.args.per_device_train_batch_size
@@ -149,17 +172,21 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""
         was_training = self.model.training
         self.model.eval()
-        total, count = 0.0, 0
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.accelerator.autocast():
+            if self._own_loss:
+                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(rows))
+            else:
+                total = sum(float(row_nll(model, row)) for row in rows)
+        self.model.train(was_training)
+        return total / sum(len(row.completion_ids) for row in rows)
+
+    def _laid_out(self, rows: Sequence[Rendered]) -> Iterator[dict[str, Any]]:
         ordered = sorted(rows, key=lambda r: len(r.input_ids))
         size = self.args.per_device_train_batch_size
-        with torch.no_grad(), self.accelerator.autocast():
-            for start in range(0, len(ordered), size):
-                layout = lay_out(ordered[start : start + size], self.limits)
-                inputs = self._prepare_inputs({"levels": layout.levels, "targets": layout.targets})
-                total += float(nll_sum(self.accelerator.unwrap_model(self.model), **inputs))
-                count += len(layout.targets)
-        self.model.train(was_training)
-        return total / count
+        for start in range(0, len(ordered), size):
+            layout = lay_out(ordered[start : start + size], self.limits)
+            yield self._prepare_inputs({"levels": layout.levels, "targets": layout.targets})
 
 
 def _rendered(row: dict[str, Any]) -> Rendered:

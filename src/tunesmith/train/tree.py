@@ -21,6 +21,10 @@ SHORTEST = 16
 """Fewest tokens of a shared beginning: shorter ones are chance, and cost a pass of their own."""
 
 
+DEEPEST = 6
+"""Most levels of shared beginnings: each is a pass of its own."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is worth sharing, and what can be."""
@@ -31,7 +35,7 @@ class Limits:
     """Whether a shared beginning may hold others. Without, all rows of a batch share one, or none do."""
 
 
-def limits_for(config: Any, device: str, longest_row: int) -> Limits | None:
+def limits_for(config: Any, device: str) -> Limits | None:
     """What rows may share on a model and a device; none where a model's layers keep no keys and values by position.
 
     `config` is the model's text config. Padding between a shared beginning and what follows would count towards a
@@ -41,8 +45,7 @@ def limits_for(config: Any, device: str, longest_row: int) -> Limits | None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", "sliding_attention"}:
         return None
-    window = getattr(config, "sliding_window", None)
-    slides = window is not None and window < longest_row
+    slides = "sliding_attention" in kinds or getattr(config, "sliding_window", None) is not None
     return Limits(saving=64 if device == "cpu" else 1024, nested=not slides)
 
 
@@ -65,8 +68,8 @@ class Level(TypedDict):
     """(nodes, tokens); none where they begin at 0"""
     attention_mask: torch.Tensor | None
     """(nodes, tokens of all levels so far, this one included); none where no node above is padded"""
-    parents: torch.Tensor | None
-    """(nodes,): each node's place in the level above"""
+    children: list[int] | None
+    """How many nodes of this level each node of the level above has, in order; none at the first level"""
     loss_at: torch.Tensor
     """Places in the flattened (nodes x tokens) whose next token carries loss"""
 
@@ -101,11 +104,15 @@ def grow(heads: Sequence[list[int]], limits: Limits) -> list[Node]:
             return [Node(0, shared, members, [Node(shared, -1, [row]) for row in members])]
         return [Node(0, -1, [row]) for row in range(len(heads))]
     order = sorted(range(len(heads)), key=lambda row: heads[row])
-    return _grow(heads, order, 0, 0, limits)
+    return _grow(heads, order, 0, 0, DEEPEST, limits)
 
 
-def _grow(heads: Sequence[list[int]], members: list[int], start: int, scan: int, limits: Limits) -> list[Node]:
-    """Nodes from token `start` on, for sorted rows that agree up to token `scan`."""
+def _grow(
+    heads: Sequence[list[int]], members: list[int], start: int, scan: int, deeper: int, limits: Limits
+) -> list[Node]:
+    """Nodes from token `start` on, `deeper` levels at most, for sorted rows that agree up to token `scan`."""
+    if not deeper:
+        return [Node(start, -1, [row]) for row in members]
     nodes: list[Node] = []
     for token, group in groupby(members, key=lambda row: heads[row][scan] if len(heads[row]) > scan else None):
         rows = list(group)
@@ -114,9 +121,9 @@ def _grow(heads: Sequence[list[int]], members: list[int], start: int, scan: int,
             continue
         end = common_prefix([heads[rows[0]], heads[rows[-1]]])
         if end - start >= SHORTEST and (end - start) * (len(rows) - 1) >= limits.saving:
-            nodes.append(Node(start, end, rows, _grow(heads, rows, end, end, limits)))
+            nodes.append(Node(start, end, rows, _grow(heads, rows, end, end, deeper - 1, limits)))
         else:
-            nodes += _grow(heads, rows, start, end, limits)
+            nodes += _grow(heads, rows, start, end, deeper, limits)
     return nodes
 
 
@@ -126,7 +133,10 @@ def lay_out(rows: Sequence[Rendered], limits: Limits | None) -> Layout:
     forest = grow(heads, limits) if limits else [Node(0, -1, [row]) for row in range(len(rows))]
     levels: list[Level] = []
     targets: list[int] = []
+    if not all(row.prompt_ids for row in rows):
+        raise ValueError("a row without a prompt has nothing that predicts its first loss token")
     nodes: list[tuple[Node, int]] = [(node, 0) for node in forest]
+    counts: list[int] = []
     seen: list[list[int]] = [[]]
     while nodes:
         parts = [rows[node.rows[0]].input_ids[node.start : None if node.end < 0 else node.end] for node, _ in nodes]
@@ -146,27 +156,26 @@ def lay_out(rows: Sequence[Rendered], limits: Limits | None) -> Layout:
                 "input_ids": torch.tensor([part + [0] * (width - len(part)) for part in parts]),
                 "position_ids": starts + torch.arange(width) if levels else None,
                 "attention_mask": torch.tensor([mask + [1] * width for mask in above]) if padded else None,
-                "parents": torch.tensor([parent for _, parent in nodes]) if levels else None,
+                "children": counts if levels else None,
                 "loss_at": torch.tensor(loss_at, dtype=torch.long),
             }
         )
         seen = [mask + [1] * len(part) + [0] * (width - len(part)) for mask, part in zip(above, parts, strict=True)]
+        counts = [len(node.children) for node, _ in nodes]
         nodes = [(child, place) for place, (node, _) in enumerate(nodes) for child in node.children]
     return Layout(levels, torch.tensor(targets, dtype=torch.long), sum(len(row.input_ids) for row in rows))
 
 
-def families(heads: Sequence[list[int]], limits: Limits | None) -> Iterator[tuple[list[int], int]]:
-    """Rows whose deepest shared beginning is the same, and the length of that beginning."""
+def families(heads: Sequence[list[int]], limits: Limits | None) -> Iterator[list[int]]:
+    """Rows whose deepest shared beginning is the same."""
     if limits is None:
-        yield list(range(len(heads))), 0
+        yield list(range(len(heads)))
         return
 
-    def walk(nodes: list[Node], depth: int) -> Iterator[tuple[list[int], int]]:
-        own = [node.rows[0] for node in nodes if node.end < 0]
-        if own:
-            yield sorted(own), depth
+    def walk(nodes: list[Node]) -> Iterator[list[int]]:
+        if own := [node.rows[0] for node in nodes if node.end < 0]:
+            yield sorted(own)
         for node in nodes:
-            if node.end >= 0:
-                yield from walk(node.children, node.end)
+            yield from walk(node.children)
 
-    yield from walk(grow(heads, limits), 0)
+    yield from walk(grow(heads, limits))
