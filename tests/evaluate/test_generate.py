@@ -72,11 +72,13 @@ def test_reading_in_pieces_gives_the_same_scores(line: Line, monkeypatch: pytest
     assert torch.allclose(pieces, scores_alone(line.base_model, prompts), atol=1e-5)
 
 
-@pytest.mark.parametrize("held_once", [1, 10_000])
+@pytest.mark.parametrize(("held_once", "most_scores"), [(1, 2**26), (1, 1), (10_000, 2**26)])
 def test_a_beginning_held_once_gives_the_scores_of_the_whole_prompt(
-    line: Line, monkeypatch: pytest.MonkeyPatch, held_once: int
+    line: Line, monkeypatch: pytest.MonkeyPatch, held_once: int, most_scores: int
 ) -> None:
+    """Read through it, read over copies that are then left out, and never held once."""
     monkeypatch.setattr("tunesmith.evaluate.generate.HELD_ONCE", held_once)
+    monkeypatch.setattr("tunesmith.evaluate.generate.MOST_SCORES", most_scores)
     model, prompts = line.base_model, prompts_of(line, 9)
     prefix = shared_prefix(prompts)
     with torch.inference_mode():
