@@ -112,6 +112,8 @@ class Bench:
             mean = statistics.mean(len(row.input_ids) for row in bare)
             shared = round(mean * share / (100 - share))
             text = self.renderer.tokenizer(" ".join(documents()) * 4)["input_ids"][:shared]
+            if len(text) < shared:
+                raise SystemExit(f"the general text has {len(text)} tokens, {share} % of these rows needs {shared}")
             rows = [Rendered(text + row.prompt_ids, row.completion_ids, row.ends) for row in bare]
         batches = FamilySampler(rows, self.size, self.line.recipe.seed, None).batches()
         return [rows[i] for batch in batches[: self.options.steps] for i in batch], shared
