@@ -329,6 +329,13 @@ def test_a_capped_head_is_left_to_trl_and_its_dev_loss_is_the_models_own(line: L
     assert not reads_loss_tokens_only(plain.model, plain.args)
 
 
+def test_a_recurrent_model_is_left_to_trl(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_for(line, rendered(line, 6), tmp_path)
+    assert reads_loss_tokens_only(trainer.model, trainer.args)
+    monkeypatch.setattr(type(trainer.model.get_base_model()), "_is_stateful", True)
+    assert not reads_loss_tokens_only(trainer.model, trainer.args)
+
+
 def test_a_loss_that_is_left_to_trl_trains_on_its_own_batches(line: Line, tmp_path: Path) -> None:
     trainer = trainer_for(line, rendered(line, 16), tmp_path, loss_type="dft", max_steps=1)
     assert trainer.limits is None

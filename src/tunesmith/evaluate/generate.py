@@ -3,8 +3,8 @@
 What all prompts of an arm begin with (the system message, fixed shots) is computed once, and held once where a model's
 attention allows it. Prompts are sorted by length and answered in batches: each batch is read in pieces without padding
 to attend to, its keys and values are laid into one buffer that is allocated once, aligned on the right, and rows that
-have ended leave it. Nothing is read from a
-model's own generation config: sampling, penalties and limits in its files cannot change an arm.
+have ended leave it. Nothing is read from a model's own generation config: sampling, penalties and limits in its files
+cannot change an arm.
 """
 
 import time

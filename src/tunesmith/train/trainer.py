@@ -28,14 +28,14 @@ def features(rows: Sequence[Rendered]) -> HFDataset:
 def reads_loss_tokens_only(model: Any, args: Any) -> bool:
     """Whether the loss may be computed by `loss.nll_sum`: plain cross-entropy behind a plain head.
 
-    A head that scales or caps its logits, label smoothing, another loss, a router's own loss and models that are
-    compiled or given other kernels as a whole are left to trl.
+    A head that scales or caps its logits, label smoothing, another loss, a router's own loss, recurrent models, and
+    models that are compiled or given other kernels as a whole are left to trl.
     """
     config = model.config.get_text_config()
     plain = args.loss_type == "nll" and not args.label_smoothing_factor
     whole = not args.torch_compile and not args.use_liger_kernel
     scaled = any(getattr(config, key, None) for key in SCALES) or getattr(config, "output_router_logits", False)
-    return plain and whole and not scaled
+    return plain and whole and not scaled and not model._is_stateful
 
 
 PROBED = 32
@@ -120,18 +120,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     def error(self) -> float:
         """How far our gradients are from those of rows alone through the model's own logits, relative to their norm.
 
-        From one pass of the first epoch, of those whose rows share most deeply. Infinite where a model cannot be read
-        so at all; 0 where the loss is left to trl.
+        From one pass of the first epoch, of those whose rows share most deeply; 0 where the loss is left to trl.
         """
         if not self._own_loss:
             return 0.0
         passes = [[self.rows[i] for i in rows[:PROBED_ROWS]] for rows in self._passes()[:PROBED]]
         rows = max(passes, key=lambda rows: len(lay_out(rows, self.limits).levels))
         with self.accelerator.autocast():
-            try:
-                return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
-            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-                return float("inf")
+            return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
 
     def _passes(self) -> list[list[int]]:
         size = self.args.per_device_train_batch_size

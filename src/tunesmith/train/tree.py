@@ -20,7 +20,6 @@ from tunesmith.prompt import IGNORE, Rendered, common_prefix
 SHORTEST = 16
 """Fewest tokens of a shared beginning: shorter ones are chance, and cost a pass of their own."""
 
-
 DEEPEST = 6
 """Most levels of shared beginnings: each is a pass of its own."""
 
