@@ -31,7 +31,7 @@ train: $(READY) $(if $(filter tiny,$(BASE))$(filter smoke%,$(RECIPE)),tiny-base)
 	@$(call need_recipe)
 	$(BIN)/tunesmith run $(RECIPE) $(OPTIONS)
 
-data: $(READY) ## Make the rows of every task
+data: $(READY) tiny-base ## Make the rows of every task
 	@for name in $(filter-out bases,$(basename $(notdir $(wildcard recipes/*.yaml)))); do $(BIN)/tunesmith curate $$name || exit $$?; done
 
 eval: $(READY) ## RECIPE=<name>: answer the gate rows with every arm, and judge
@@ -72,7 +72,7 @@ test: $(READY) ## All tests
 
 clean: ## Delete what was made here: environment, tiny base, runs, bundles, rows
 	rm -rf $(VENV) .cache build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
-	rm -f data/*/*.jsonl data/*/manifest.json
+	rm -rf data/*/*.jsonl data/*/manifest.json data/*/report.html data/*/curve
 
 define need_recipe
 test -n "$(RECIPE)" || { echo 'set RECIPE=<name>; `make help` lists the recipes' >&2; exit 2; }

@@ -6,13 +6,12 @@ into 11 keys; a value is the run of tokens with one key, copied verbatim from th
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 
-from tunesmith.curate.dataset import Sieve, read_sources, write_dataset
-from tunesmith.curate.text import duplicate_key, normalise
+from tunesmith.curate.sources import Sieve, Source
 from tunesmith.rows import Message, Row
+from tunesmith.text import duplicate_key, normalise
 
 SYSTEM = (
     "Extract the US address as one JSON object. Keys, in this order, only those present: recipient, building, number, "
@@ -50,48 +49,23 @@ KEY_OF_LABEL = {
 KEYS = ("recipient", "building", "number", "street", "unit", "po_box", "city", "state", "zip", "country", "landmark")
 INTERSECTION = {"IntersectionSeparator", "CornerOf"}
 
-SHARES = {"train": 0.56, "dev": 0.09, "gate": 0.20, "confirm": 0.15}
-SEED = 0
-
-CARD = """# json-extract: US addresses to JSON
+ABOUT = """# json-extract: US addresses to JSON
 
 One line of text with a US postal address in, one JSON object out. The output schema is [schema.json](schema.json).
 
-{% for name, source in sources.items() -%}
-- Source: `{{ source.package.project }}=={{ source.package.version }}`, member `{{ source.member }}`,
-  sha256 of the package `{{ source.package.sha256 }}`.
-- Licence of the source: {{ source.licence }}. {{ source.made }}
-{% endfor -%}
-- Made by: `scripts/curate_json_extract.py` (`make data`); the rows are generated, not committed.
-
-## How rows are made
-
-Whitespace is normalised (Unicode NFC, single spaces). The source's 29 labels fold into 11 keys; a value is the run of
-tokens under one key, verbatim from the text, without surrounding commas, semicolons or one pair of parentheses. Keys
-stand in one fixed order, absent ones are left out. Duplicates by letters and digits are dropped. A group, which never
-straddles two splits, is one street in one city (else one box, building or landmark in one city).
-
-Left out, with counts:
-
-{% for reason, count in manifest.dropped.items() -%}
-- {{ reason }}: {{ count }}
-{% endfor %}
-| split | rows | groups |
-|---|---|---|
-{% for file, entry in manifest.files.items() -%}
-| {{ file.removesuffix(".jsonl") }} | {{ entry.rows }} | {{ entry.groups }} |
-{% endfor %}
-## Limits
+The source's 29 labels fold into 11 keys; a value is the run of tokens under one key, verbatim from the text, without
+surrounding commas, semicolons or one pair of parentheses. Whitespace is made single spaces. Keys stand in one fixed
+order, absent ones are left out. A group is one street in one city (else one box, building or landmark in one city).
 
 Labels are by hand and carry some noise (a suite number labelled as street, a box number labelled as unit). Texts are US
 addresses of the 2010s, mostly from public listings; names of persons are rare. The base may have met some of these
-addresses in pretraining; it has not met this output form.
-"""
+addresses in pretraining; it has not met this output form."""
 
 
-def read_rows(xml: bytes, sieve: Sieve) -> Iterator[Row]:
+def rows(sources: Mapping[str, Source], sieve: Sieve) -> Iterator[Row]:
     """Turn each labelled address that one flat object can hold into a row."""
-    for number, address in enumerate(ElementTree.fromstring(xml), start=1):
+    addresses = ElementTree.fromstring(sources["usaddress"].read())
+    for number, address in enumerate(addresses, start=1):
         labels = [token.tag for token in address]
         if INTERSECTION & set(labels):
             sieve.drop("street intersection")
@@ -134,15 +108,7 @@ def group_of(values: dict[str, str], text: str) -> str:
     return f"{duplicate_key(place)}|{duplicate_key(values.get('city', ''))}"
 
 
-def curate(directory: Path) -> None:
-    """Write the dataset."""
-    sources = read_sources(directory)
-    sieve = Sieve()
-    rows = sieve.unique(read_rows(sources["usaddress"].read(), sieve))
-    write_dataset(
-        directory, rows, shares=SHARES, seed=SEED, sources=sources, sieve=sieve, card=CARD, script=Path(__file__)
-    )
-
-
 if __name__ == "__main__":
-    curate(Path("data/json-extract"))
+    from tunesmith.line import Line
+
+    Line("json-extract").curate()

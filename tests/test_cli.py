@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Tunesmith
 from tunesmith.errors import ExitCode
 
-COMMANDS = ["baseline", "check", "curate", "doctor", "evaluate", "export", "gate", "recipe", "run", "train"]
+COMMANDS = ["baseline", "check", "curate", "doctor", "evaluate", "export", "gate", "leaks", "recipe", "run", "train"]
 
 
 def test_the_commands_are_these(tunesmith: Tunesmith) -> None:
@@ -95,7 +95,7 @@ def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     done = tunesmith("check", "smoke")
     assert done.returncode == ExitCode.USER
     assert done.stderr.splitlines()[-2:] == [
-        "data/smoke/train.jsonl:3: not JSON (Unterminated string starting at at column 35); "
+        "data/smoke/train.jsonl:3: not JSON (Unterminated string starting at at column 38); "
         "each line is one JSON object",
         "hint: a row is {id, group, messages, completion, tools?, meta?}; fix the lines named",
     ]

@@ -43,6 +43,13 @@ class Stage(StrEnum):
     EXPORT = "export"
 
 
+class Engine(StrEnum):
+    """Where curation works."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 def _line(recipe: str, base: str | None, sets: list[str] | None, runs: Path, dist: Path = Path("dist")) -> Any:
     from tunesmith.line import Line, quiet_libraries
 
@@ -100,9 +107,45 @@ def _say_times(line: Any) -> None:
 
 
 @app.command()
-def curate(recipe: RecipeName, sets: Sets = None) -> None:
-    """Make the recipe's rows and splits from their pinned source."""
-    _line(recipe, None, sets, Path("runs")).curate()
+def curate(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name in recipes/, or a path to a YAML file.")] = "",
+    sets: Sets = None,
+    base: BaseName = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Also write 1/8, 1/4, 1/2 and all of train, nested.")] = False,
+    recut: Annotated[bool, typer.Option("--recut", help="Cut anew; rows may move between splits.")] = False,
+    engine: Annotated[Engine, typer.Option("--engine", help="Where the rows are worked on.")] = Engine.LOCAL,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; else one a core.")] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--diff", metavar="OLD NEW", help="Instead: what changed between two dataset directories."),
+    ] = None,
+) -> None:
+    """Make the recipe's rows and splits from their sources, with a report.html that shows what became of them."""
+    if diff is not None:
+        from tunesmith.curate.diff import compare, print_difference
+
+        print_difference(compare(*diff))
+        return
+    if not recipe:
+        raise typer.BadParameter("name a recipe, or give --diff OLD NEW", param_hint="RECIPE")
+    line = _line(recipe, base, sets, Path("runs"))
+    line.curate(again=curve or recut, curve=curve, recut=recut, engine=engine.value, workers=workers)
+    report = line.dataset.directory / "report.html"
+    typer.echo(report if report.is_file() else line.dataset.directory)
+
+
+@app.command()
+def leaks(
+    left: Annotated[Path, typer.Argument(help="The larger file, such as train.jsonl; rows in any form.")],
+    right: Annotated[Path, typer.Argument(help="The other, such as gate.jsonl.")],
+    near: Annotated[float, typer.Option("--near", min=0, max=1, help="Similarity from which texts leak.")] = 0.8,
+) -> None:
+    """Say what two files of rows share that they must not; exit 10 if there is anything."""
+    from tunesmith.curate.leak_check import leaks_between, print_leaks
+
+    found = leaks_between(left, right, near)
+    print_leaks(found, left, right)
+    raise typer.Exit(ExitCode.BLOCK if found else ExitCode.DONE)
 
 
 @app.command()

@@ -5,7 +5,6 @@ tells a person what runs, what is skipped, how long each stage took and which pa
 """
 
 import os
-import runpy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import adapters, bases
 from tunesmith.bases import Base
-from tunesmith.curate.dataset import made_by
 from tunesmith.errors import UserError
 from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, sha256_file
@@ -162,21 +160,32 @@ class Line:
 
     # ------------------------------------------------------------------ stages
 
-    def curate(self) -> None:
-        """Make the dataset with the task's own script, unless it is there and its script and sources are the same."""
+    def curate(self, *, again: bool = False, **options: Any) -> None:
+        """Make the dataset, unless it is there and recipe, script and sources are the same; `options` are its stage's.
+
+        `again` makes it whatever is there.
+        """
+        from tunesmith.curate.manifest import made_by
+        from tunesmith.curate.stage import Options, curate
+
         directory = self.dataset.directory
         script = self.loaded.root / "scripts" / f"curate_{directory.name.replace('-', '_')}.py"
+        sources = self.recipe.curate.sources
         with self._timed("curate"):
-            if not script.is_file():
+            if not sources and not script.is_file():
                 if not self.dataset.exists():
                     raise UserError(
-                        f"{directory}: holds no manifest.json, and there is no {script.name} to make it",
-                        hint=f"write scripts/{script.name} as CONTRIBUTING.md shows, or correct data.directory",
+                        f"{directory}: holds no manifest.json; the recipe has no `curate.sources`, and there is no "
+                        f"{script.name} to make rows",
+                        hint="name the sources in the recipe, or write the script as CONTRIBUTING.md shows",
                     )
-            elif not self.dataset.is_made_by(made_by(script, directory)):
-                runpy.run_path(str(script))["curate"](directory)
-            else:
+                say(f"  as it lies: {directory}")
+                return
+            used = None if sources else script
+            if not again and self.dataset.is_made_by(made_by(self.loaded, used)):
                 say(f"  unchanged: {directory}")
+            else:
+                curate(self.loaded, used, Options(**options))
         say(f"  {directory}")
 
     def check(self) -> None:

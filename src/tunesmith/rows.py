@@ -1,8 +1,8 @@
 """The one row form and the split files that hold it.
 
 A row is one line of JSON Lines: `id`, `group` (what must never straddle two splits), `messages` (the prompt),
-`completion` (the assistant message that is the reference), and optionally `tools` and `meta`. Tool schemas and
-arguments keep their exact JSON: what was not in the line is not in the row.
+`completion` (the assistant message that is the reference), and optionally `tools`, `trained` and `meta`. Tool schemas
+and arguments keep their exact JSON: what was not in the line is not in the row.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tunesmith.errors import UserError
 from tunesmith.files import read_json, sha256_file
@@ -47,6 +47,8 @@ class Row(BaseModel):
     messages: list[Message] = Field(min_length=1)
     completion: Message
     tools: list[dict[str, Any]] | None = None
+    trained: list[int] | None = None
+    """Of a whole conversation: which messages, by index, are assistant turns that training learns as well."""
     meta: dict[str, Any] | None = None
 
     @field_validator("completion")
@@ -55,6 +57,28 @@ class Row(BaseModel):
         if value.role != "assistant":
             raise ValueError(f"role is {value.role!r}; the completion is the assistant's message")
         return value
+
+    @model_validator(mode="after")
+    def _trained_are_the_assistants(self) -> "Row":
+        for index in self.trained or ():
+            if not 0 < index < len(self.messages) or self.messages[index].role != "assistant":
+                raise ValueError(f"trained: message {index} is no earlier turn of the assistant")
+        return self
+
+    def turns(self) -> "list[Row]":
+        """A row for each turn that training learns: the `trained` ones, and the completion."""
+        earlier = [
+            self.model_copy(
+                update={
+                    "id": f"{self.id}#{index}",
+                    "messages": self.messages[:index],
+                    "completion": self.messages[index],
+                    "trained": None,
+                }
+            )
+            for index in self.trained or ()
+        ]
+        return [*earlier, self.model_copy(update={"trained": None}) if self.trained else self]
 
     @property
     def reference(self) -> str:
@@ -88,16 +112,10 @@ def read_rows(path: Path) -> list[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            row = Row.model_validate(_parse(raw.decode("utf-8")))
-        except UnicodeDecodeError as error:
-            problems.append(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8")
-        except UnicodeEncodeError:
-            problems.append(f"{where}: holds half a surrogate pair, which is no character; write the whole one")
-        except json.JSONDecodeError as error:
-            problems.append(f"{where}: not JSON ({error.msg} at column {error.colno}); each line is one JSON object")
+            row = Row.model_validate(parse(raw))
         except ValidationError as error:
-            problems += [f"{where}: {_at(e['loc'])}{_lower(e['msg'])}" for e in error.errors()]
-        except (ValueError, RecursionError) as error:
+            problems += [f"{where}: {at(e['loc'])}{lower(e['msg'])}" for e in error.errors()]
+        except ValueError as error:
             problems.append(f"{where}: {error}")
         else:
             if row.id in first_line:
@@ -113,18 +131,34 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _parse(line: str) -> Any:
-    value = json.loads(line, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    # Python reads 1e999 as infinity and a lone \ud800 as text; no file and no tokenizer takes them.
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+def parse(raw: bytes) -> Any:
+    """One JSON value, strictly: no key twice, no NaN, nothing that no file could hold.
+
+    Raises:
+        ValueError: says what is wrong, without a place.
+    """
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        # Python reads 1e999 as infinity and a lone \ud800 as text; no file and no tokenizer takes them.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character; write the whole one") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno}); each line is one JSON object") from None
+    except RecursionError:
+        raise ValueError("nested too deeply to be read; a row is a few levels deep") from None
     return value
 
 
-def _no_constant(name: str) -> Any:
+def no_constant(name: str) -> Any:
+    """Refuse what Python's parser takes for a number and JSON does not know."""
     raise ValueError(f"{name} is not JSON; leave the key out or write null")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         repeated = next(key for key in keys if keys.count(key) > 1)
@@ -132,12 +166,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _lower(message: str) -> str:
+def lower(message: str) -> str:
+    """A message of pydantic's, as the middle of a sentence."""
     message = message.removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 
-def _at(location: Sequence[int | str]) -> str:
+def at(location: Sequence[int | str]) -> str:
+    """Where in a row a message of pydantic's belongs."""
     return ".".join(str(part) for part in location) + ": " if location else ""
 
 
@@ -183,6 +219,17 @@ class Dataset:
         if changed:
             raise UserError(changed, hint="curate again; a changed split makes every earlier score another's")
         return manifest
+
+    def intact(self) -> tuple[dict[str, Any], list[Split]]:
+        """The manifest, unchecked, and the splits that still have the bytes it names; nothing where there is none."""
+        try:
+            manifest: dict[str, Any] = read_json(self.manifest_path)
+            files = manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}, []
+        paths = {split: self.directory / f"{split}.jsonl" for split in SPLITS}
+        same = [s for s, path in paths.items() if path.is_file() and sha256_file(path) == files[path.name]["sha256"]]
+        return manifest, same
 
     def digest(self, split: Split) -> str:
         """The sha256 of one split file, as the manifest states it."""

@@ -58,4 +58,8 @@ def read_tokens(path: Path, key: str) -> list[Rendered] | None:
 def rendered_rows(renderer: Renderer, dataset: Dataset, split: Split, path: Path) -> list[Rendered]:
     """A split's rows as token ids: read from `path` if they lie there, else rendered."""
     found = read_tokens(path, key_of(renderer, dataset, split))
-    return found if found is not None else [renderer.render(row) for row in dataset.rows(split)]
+    return found if found is not None else _rendered(renderer, dataset, split)
+
+
+def _rendered(renderer: Renderer, dataset: Dataset, split: Split) -> list[Rendered]:
+    return [renderer.render(turn) for row in dataset.rows(split) for turn in row.turns()]

@@ -34,6 +34,7 @@ NAMES = [
     "length",
     "control tokens",
     "schema",
+    "tools",
     "splits",
 ]
 
@@ -168,12 +169,12 @@ def test_a_tokenizer_without_bos_has_no_double_bos(tiny_base, good):
 
 def test_a_held_out_row_whose_group_or_prompt_stands_in_train_straddles():
     held_out = [row("x"), row("y", group="group of a"), row("z", user="prompt of b"), row("w", user="prompt of  b")]
-    assert checks.straddling_groups(GOOD, held_out) == ["y", "z"]
-    assert checks.straddling_groups(GOOD, []) == []
+    assert checks.leaking(GOOD, held_out, None) == ["y", "z", "w"]  # spaces do not make another prompt
+    assert checks.leaking(GOOD, [], None) == []
 
 
 def findings(renderer, rows, held_out=(), max_tokens=200):
-    return examine(rows, render_each(rows, renderer), held_out, renderer, SCHEMA, max_tokens)
+    return examine(rows, render_each(rows, renderer), held_out, renderer, SCHEMA, max_tokens, None)
 
 
 def failed(found):

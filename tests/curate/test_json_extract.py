@@ -1,15 +1,13 @@
-"""The curated addresses, made anew from the pinned package by the real script."""
+"""The rows of json-extract, made anew from the pinned package by the real script."""
 
 import json
 import re
 import runpy
-import shutil
 
 import jsonschema
 import pytest
 
-from tunesmith.curate.text import duplicate_key
-from tunesmith.rows import SPLITS, Dataset
+from tunesmith.curate.sources import Sieve, read_sources
 from tunesmith.schema import read_schema
 
 pytestmark = pytest.mark.package_index
@@ -18,36 +16,35 @@ KEYS = ["recipient", "building", "number", "street", "unit", "po_box", "city", "
 
 
 @pytest.fixture(scope="module")
-def dataset(repository, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data") / "json-extract"
-    directory.mkdir()
-    shutil.copy(repository / "data" / "json-extract" / "sources.lock", directory)
-    script = repository / "scripts" / "curate_json_extract.py"
-    runpy.run_path(str(script))["curate"](directory)
-    return Dataset(directory)
+def made(repository):
+    """The script's rows, and the sieve with what it left out."""
+    sieve = Sieve()
+    program = runpy.run_path(str(repository / "scripts" / "curate_json_extract.py"))
+    return list(program["rows"](read_sources(repository / "data" / "json-extract"), sieve)), sieve
 
 
 @pytest.fixture(scope="module")
-def rows(dataset):
-    return [row for split in SPLITS for row in dataset.rows(split)]
+def rows(made):
+    return made[0]
 
 
-def test_the_card_is_the_committed_one_to_the_byte(dataset, repository):
-    committed = (repository / "data" / "json-extract" / "CARD.md").read_bytes()
-    assert (dataset.directory / "CARD.md").read_bytes() == committed
-
-
-def test_the_counts_are_those_of_the_committed_card(dataset, repository):
+def test_the_counts_are_those_of_the_committed_card(made, repository):
+    rows, sieve = made
     card = (repository / "data" / "json-extract" / "CARD.md").read_text(encoding="utf-8")
-    stated = {
-        split: (int(rows), int(groups)) for split, rows, groups in re.findall(r"\| (\w+) \| (\d+) \| (\d+) \|", card)
-    }
-    counted = {}
-    for split in SPLITS:
-        rows = dataset.rows(split)
-        counted[split] = (len(rows), len({row.group for row in rows}))
-    assert counted == stated
-    assert sum(count for count, _ in counted.values()) == 1423
+    stated = dict(re.findall(r"^\| script \| (.+) \| (\d+) \|$", card, flags=re.MULTILINE))
+    assert {reason: str(count) for reason, count in sieve.dropped.items()} == stated
+    assert f"{len(rows)} rows made" in card
+    assert len(rows) == 1469
+
+
+def test_what_is_left_out_is_the_rest_of_the_source(made):
+    rows, sieve = made
+    assert len(rows) + sum(sieve.dropped.values()) == 1513
+
+
+def test_ids_stand_once_and_say_where_in_the_source(rows):
+    numbers = [int(row.id.removeprefix("usaddress-")) for row in rows]
+    assert numbers == sorted(set(numbers))
 
 
 def test_every_value_stands_verbatim_in_its_text(rows):
@@ -63,11 +60,11 @@ def test_every_completion_is_valid_under_the_schema(rows, repository):
     assert [row.id for row in rows if not validator.is_valid(json.loads(row.reference))] == []
 
 
-def test_no_group_straddles_two_splits(dataset):
-    groups = [{row.group for row in dataset.rows(split)} for split in SPLITS]
-    assert sum(map(len, groups)) == len(set().union(*groups))
-
-
-def test_no_text_stands_twice(rows):
-    keys = [duplicate_key(row.source) for row in rows]
-    assert len(set(keys)) == len(keys)
+def test_one_street_in_one_city_is_one_group(rows):
+    groups = {}
+    for row in rows:
+        values = json.loads(row.reference)
+        if "street" in values:
+            place = tuple(re.sub(r"[\W_]+", "", values.get(key, "")).casefold() for key in ("street", "city"))
+            assert groups.setdefault(place, row.group) == row.group
+    assert len(groups) > 1000

@@ -230,6 +230,7 @@ BREAKS: dict[str, tuple[Callable[[Evidence], Evidence], str]] = {
         lambda e: with_about(e, "retrieval", settings=e.arms["retrieval"].about["settings"] | {"max_new_tokens": 25}),
         "same_settings",
     ),
+    "a gate row stands in train": (lambda e: replace(e, leaks={"near": 1}), "no_leaks"),
     "the adapter changes nothing": (lambda e: with_guards(e, adapter_changes_logits=0.0), "adapter_at_work"),
     "the adapter's change is not a number": (
         lambda e: with_guards(e, adapter_changes_logits=float("nan")),
@@ -326,7 +327,7 @@ def test_only_what_passes_every_term_ships(drawn: dict[str, Any], make_evidence:
         assert sum(adapter) - sum(retrieval) >= 0.1 * n
         assert sum(merged) - sum(adapter) > -0.1 * n
         assert sum(drawn["rise"]) / 4 < 3.0
-        assert len(verdict["terms"]) == 13
+        assert len(verdict["terms"]) == 14
 
 
 def test_an_arm_against_itself_never_ships(make_evidence: MakeEvidence, recipe: Recipe) -> None:

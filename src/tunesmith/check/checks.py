@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jsonschema
 
+from tunesmith.leaks import find_leaks, row_texts
 from tunesmith.prompt import IGNORE, Rendered, Renderer
 from tunesmith.rows import Row
 
@@ -125,8 +126,28 @@ def off_schema(schema: dict[str, Any]) -> Check:
     return check
 
 
-def straddling_groups(rows: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
-    """Held-out rows whose group, or whose prompt to the letter, stands in train too."""
-    groups = {row.group for row in rows}
-    prompts = {row.source for row in rows}
-    return [row.id for row in held_out if row.group in groups or row.source in prompts]
+def unseen_tools(renderer: Renderer) -> Check:
+    """Rows whose tools, or whose calls, the base's template does not write: the model would never see them."""
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        decode = renderer.tokenizer.decode
+        failed = []
+        for c in rows:
+            offered = [str((tool.get("function") or tool).get("name", "")) for tool in c.row.tools or ()]
+            called = [str((call.get("function") or call).get("name", "")) for call in c.row.completion.tool_calls or ()]
+            prompt = str(decode(c.rendered.prompt_ids)) if offered else ""
+            completion = str(decode(c.rendered.completion_ids)) if called else ""
+            if not all(name in prompt for name in offered) or not all(name in completion for name in called):
+                failed.append(c.row.id)
+        return failed
+
+    return check
+
+
+def leaking(rows: Sequence[Row], held_out: Sequence[Row], near: float | None) -> list[str]:
+    """Held-out rows whose prompt, group, or a prompt near theirs stands in train too.
+
+    Shared passages do not fail: rows about one document hold the same ones.
+    """
+    leaks = find_leaks(row_texts(held_out), list(row_texts(rows)), near)
+    return [leak.left for leak in leaks if leak.kind != "passage"]

@@ -35,9 +35,9 @@ class Rendering:
 
 
 def render_each(rows: Sequence[Row], renderer: Renderer) -> Rendering:
-    """Render rows one by one."""
+    """Render rows one by one, a whole conversation once for each turn that training learns."""
     rendering = Rendering([], {})
-    for row in rows:
+    for row in chain.from_iterable(row.turns() for row in rows):
         try:
             ids = renderer.render(row)
         except UserError as error:
@@ -54,6 +54,7 @@ def examine(
     renderer: Renderer,
     schema: Any,
     max_tokens: int,
+    near: float | None,
 ) -> list[Finding]:
     """Run every check over the training rows; a row that cannot be rendered fails the check named `template`."""
     rendered, unrendered = rendering.checked, list(rendering.refused)
@@ -68,7 +69,12 @@ def examine(
         ("length", f"each row fits into data.max_tokens = {max_tokens}", checks.too_long(max_tokens)(rendered)),
         ("control tokens", "no text spells a control token", checks.control_tokens(renderer)(rendered)),
         ("schema", "each completion is valid under the schema", checks.off_schema(schema)(rendered)),
-        ("splits", "no held-out group or prompt stands in train", checks.straddling_groups(rows, held_out)),
+        (
+            "tools",
+            "the template writes a row's tools and calls",
+            checks.unseen_tools(renderer)(rendered),
+        ),
+        ("splits", "no held-out row, or one near it, stands in train", checks.leaking(rows, held_out, near)),
     ]
     return [Finding(name, "FAIL" if failed else "PASS", says, failed) for name, says, failed in table]
 
@@ -106,8 +112,9 @@ def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
         {row: reason for rendering in held.values() for row, reason in rendering.refused.items()},
     )
     held_rows = list(chain(*held_out.values()))
-    findings = examine(train, trained, held_rows, renderer, schema, loaded.recipe.data.max_tokens)
-    findings += examine_held_out(held_out, all_held, schema, loaded.recipe)
+    recipe, near = loaded.recipe, loaded.recipe.curate.duplicates.near
+    findings = examine(train, trained, held_rows, renderer, schema, recipe.data.max_tokens, near)
+    findings += examine_held_out(held_out, all_held, schema, recipe)
     lengths = [len(one.input_ids) for one in trained.checked]
     splits: dict[Split, Rendering] = {"train": trained, "dev": held["dev"]}
     for split, rendering in splits.items():

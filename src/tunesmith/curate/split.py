@@ -1,39 +1,187 @@
-"""Cut rows into train, dev, gate and confirm by group.
+"""Deal groups of rows to train, dev, gate and confirm, so that nothing leaks and nothing moves.
 
-A group's split is a function of the seed and the group's name alone. So no group straddles two splits, the order of
-rows does not matter, and new rows leave the old ones where they are.
+A group's split is a function of the seed and its name alone; or, stratified, it goes where its stratum lacks most, in
+the order of those numbers; or its newest row's date decides. A row that a dataset holds already stays where it is,
+whatever is added: a new row that would tie two splits is left out, and a cut that would move an old one is refused.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.curate.clean import prompt_text
+from tunesmith.curate.pile import Numbers
+from tunesmith.curate.work import NO_DAY, hash64, prompt_key
+from tunesmith.curation import SplitSection, TimeSection
 from tunesmith.errors import UserError
-from tunesmith.rows import SPLITS, Row, Split
+from tunesmith.near import Pairs, components
+from tunesmith.rows import SPLITS, Dataset, Split, read_rows
+
+NOWHERE = -1
+"""Stands for no split where a split's number in SPLITS stands."""
 
 
-def split_of(group: str, shares: Mapping[Split, float], seed: int) -> Split:
-    """The split of a group: a uniform number from its name, laid over the shares."""
-    digest = hashlib.sha256(f"{seed}\n{group}".encode()).digest()
-    point = int.from_bytes(digest[:8], "big") / 2**64
-    for split in SPLITS:
+def split_of(point: float, shares: Mapping[Split, float]) -> int:
+    """The split of a group's point between 0 and 1, laid over the shares."""
+    for number, split in enumerate(SPLITS):
         point -= shares[split]
         if point < 0:
-            return split
-    return SPLITS[0]
+            return number
+    return 0
 
 
-def cut(rows: Iterable[Row], shares: Mapping[Split, float], seed: int) -> dict[Split, list[Row]]:
-    """Cut rows by group into the four splits; shares are of groups and add up to 1.
+@dataclass(frozen=True)
+class Known:
+    """Where the rows of an earlier curation lie: splits by hash of id, and by hash of prompt."""
+
+    ids: dict[int, int]
+    prompts: dict[int, int]
+
+    @classmethod
+    def of(cls, dataset: Dataset, splits: Sequence[Split]) -> "Known":
+        """What some splits of a dataset hold."""
+        ids: dict[int, int] = {}
+        prompts: dict[int, int] = {}
+        for split in splits:
+            path, number = dataset.directory / f"{split}.jsonl", SPLITS.index(split)
+            for row in read_rows(path) if path.stat().st_size else []:
+                ids[hash64(row.id)] = number
+                prompts[hash64(prompt_key(prompt_text(row)))] = number
+        return cls(ids, prompts)
+
+    def splits(self, columns: Mapping[str, Numbers]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+        """Where each row lies already, or NOWHERE; and which are tied to two splits by id and by prompt."""
+        by_id = np.array([self.ids.get(key, NOWHERE) for key in columns["id"].tolist()], dtype=np.int8)
+        by_prompt = np.array([self.prompts.get(key, NOWHERE) for key in columns["prompt"].tolist()], dtype=np.int8)
+        tied = (by_id != by_prompt) & (by_id != NOWHERE) & (by_prompt != NOWHERE)
+        return np.where(by_id != NOWHERE, by_id, by_prompt).astype(np.int8), tied
+
+
+@dataclass
+class Cut:
+    """Where each row goes."""
+
+    splits: NDArray[np.int8]
+    """A number in SPLITS for each row of the pile, NOWHERE for those left out."""
+    groups: Numbers
+    """A number for each row of the pile, the same within a group."""
+    tied: Numbers
+    """Rows left out because they would tie two splits together."""
+
+
+def cut(
+    columns: Mapping[str, Numbers], kept: Numbers, edges: Pairs, known: Known, policy: SplitSection, where: str
+) -> Cut:
+    """Deal the kept rows to splits; `edges` are pairs of rows that belong to one group.
 
     Raises:
-        UserError: the shares do not add up, or a split with a share gets no row.
+        UserError: rows of two splits belong to one group now, or a split with a share gets no row.
     """
-    if abs(sum(shares[split] for split in SPLITS) - 1) > 1e-9 or min(shares.values()) < 0:
-        raise UserError(f"split shares {dict(shares)} must be at least 0 and add up to 1")
-    parts: dict[Split, list[Row]] = {split: [] for split in SPLITS}
-    for row in rows:
-        parts[split_of(row.group, shares, seed)].append(row)
-    empty = [split for split in SPLITS if shares[split] > 0 and not parts[split]]
+    total = len(columns["exact"])
+    old, doubly = known.splits(columns)
+    is_kept = np.zeros(total, dtype=bool)
+    is_kept[kept] = True
+    old[~is_kept] = NOWHERE
+    among_old = edges[(old[edges] != NOWHERE).all(axis=1)]
+    _refuse_moves(components(total, among_old), old, kept, where)
+    groups = components(total, edges)
+    tied = kept[_spans_two(groups, old)[groups[kept]] & (old[kept] == NOWHERE) | doubly[kept]]
+    stays = np.setdiff1d(kept, tied)
+    is_kept[tied] = False
+    groups = components(total, edges[is_kept[edges].all(axis=1)])
+    splits = np.full(total, NOWHERE, dtype=np.int8)
+    splits[stays] = _deal(columns, stays, groups[stays], old[stays], policy)
+    shares = policy.shares
+    empty = [s for n, s in enumerate(SPLITS) if (policy.time or shares[s] > 0) and not (splits == n).any()]
     if empty:
-        raise UserError(f"no rows fell into {', '.join(empty)}; there are too few groups for these shares")
-    return parts
+        raise UserError(f"{where}: no rows fell into {', '.join(empty)}; there are too few groups for these shares")
+    return Cut(splits, groups, tied)
+
+
+def _refuse_moves(groups: Numbers, old: NDArray[np.int8], kept: Numbers, where: str) -> None:
+    spans = _spans_two(groups, old)
+    torn = int(np.count_nonzero(spans[groups[kept]] & (old[kept] != NOWHERE)))
+    if torn:
+        raise UserError(
+            f"{where}: {torn} rows that lie in different splits already belong to one group now; a cut would move them",
+            hint="undo what groups them (duplicates.near, split.by), or cut anew with `--recut`: "
+            "scores on the old gate then say nothing about the new one",
+        )
+
+
+def _spans_two(groups: Numbers, old: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Whether a group, by its number, holds old rows of two splits."""
+    size = int(groups.max(initial=-1)) + 1
+    low, high = np.full(size, len(SPLITS)), np.full(size, NOWHERE)
+    known = old != NOWHERE
+    np.minimum.at(low, groups[known], old[known])
+    np.maximum.at(high, groups[known], old[known])
+    return np.asarray(high > low)
+
+
+def _deal(
+    columns: Mapping[str, Numbers], rows: Numbers, groups: Numbers, old: NDArray[np.int8], policy: SplitSection
+) -> NDArray[np.int8]:
+    """The split of each of some rows, one for each group."""
+    # The row that stands for a group: its smallest name, so that it does not depend on the order of rows.
+    order = np.lexsort([columns["exact"][rows], columns["group"][rows], groups])
+    begins = np.flatnonzero(np.concatenate([[True], groups[order][1:] != groups[order][:-1]]))
+    number_of = np.empty(len(rows), dtype=np.int64)
+    number_of[order] = np.repeat(np.arange(len(begins)), np.diff(np.concatenate([begins, [len(order)]])))
+    first = order[begins]
+    splits = np.full(len(begins), NOWHERE, dtype=np.int64)
+    np.maximum.at(splits, number_of, old)
+    points = columns["point"][rows[first]] / 2**63
+    if policy.time is not None:
+        newest = np.full(len(begins), NO_DAY)
+        np.maximum.at(newest, number_of, columns["day"][rows])
+        fresh = np.array([_split_of_day(day, policy.time) for day in newest.tolist()])
+    elif policy.stratify is not None:
+        sizes = np.bincount(number_of)
+        fresh = _stratified(points, columns["stratum"][rows[first]], sizes, splits, policy.shares)
+    else:
+        fresh = np.array([split_of(point, policy.shares) for point in points.tolist()])
+    return np.where(splits == NOWHERE, fresh, splits)[number_of].astype(np.int8)
+
+
+def _split_of_day(day: int, time: TimeSection) -> int:
+    begins = (time.dev.toordinal(), time.gate.toordinal(), time.confirm.toordinal())
+    return sum(day >= begin for begin in begins)
+
+
+def _stratified(
+    points: NDArray[np.float64], strata: Numbers, sizes: Numbers, known: Numbers, shares: Mapping[Split, float]
+) -> Numbers:
+    """Deal each stratum's new groups, in the order of their points, to the split that lacks most of its share."""
+    wanted = np.array([shares[split] for split in SPLITS])
+    fresh = np.full(len(points), NOWHERE, dtype=np.int64)
+    held: dict[int, NDArray[np.float64]] = {}
+    for group in np.lexsort([points, known == NOWHERE]).tolist():
+        has = held.setdefault(int(strata[group]), np.zeros(len(SPLITS)))
+        if known[group] != NOWHERE:
+            has[known[group]] += sizes[group]
+            continue
+        lacks = wanted * (has.sum() + sizes[group]) - has
+        best = np.flatnonzero(lacks >= lacks.max() - 1e-9)
+        fresh[group] = best[int(points[group] * len(best))]
+        has[fresh[group]] += sizes[group]
+    return fresh
+
+
+def refuse_another_cut(dataset: Dataset, policy: SplitSection, manifest: Mapping[str, object]) -> None:
+    """Refuse to cut a dataset by another policy than it was cut by.
+
+    Raises:
+        UserError: says which keys differ.
+    """
+    before = manifest.get("split")
+    after = policy.model_dump(mode="json")
+    if isinstance(before, dict) and before != after:
+        keys = ", ".join(f"split.{key} was {before.get(key)!r}" for key in after if before.get(key) != after[key])
+        raise UserError(
+            f"{dataset.directory}: is cut already, otherwise ({keys}); a new cut would move rows from gate to train",
+            hint="keep the cut, choose another data.directory, or cut anew with `--recut`: "
+            "scores on the old gate then say nothing about the new one",
+        )

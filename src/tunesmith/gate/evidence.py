@@ -1,7 +1,8 @@
 """What the gate reads: scored arms, guards and integrity facts of one run, as files."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Evidence:
     arms: dict[str, Arm]
     selection: dict[str, Any]
     guards: dict[str, Any]
+    leaks: Mapping[str, int] = field(default_factory=dict)
+    """Gate rows that stand in train too, by kind of leak."""
 
     @property
     def incumbent(self) -> Arm:

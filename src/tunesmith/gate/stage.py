@@ -1,5 +1,7 @@
 """Judge a run: read its evidence, write verdict.json and a line in the ledger."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ from tunesmith.files import read_json, sha256_json, write_json
 from tunesmith.gate import ledger
 from tunesmith.gate.evidence import read_evidence
 from tunesmith.gate.verdict import judge
+from tunesmith.leaks import find_leaks, row_texts
 from tunesmith.recipe import LoadedRecipe
+from tunesmith.rows import Dataset
 from tunesmith.runs import Run, versions
 
 
@@ -17,8 +21,8 @@ def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
     Raises:
         UserError: evidence is missing.
     """
-    evidence = read_evidence(run.directory)
     recipe = loaded.recipe
+    evidence = replace(read_evidence(run.directory), leaks=leaks(loaded))
     manifest = read_json(run.path("adapter/manifest.json"))
     gate_digest = evidence.arms["adapter"].about["split_digest"]
     candidate = manifest["files"]["adapter_model.safetensors"]
@@ -56,3 +60,12 @@ def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
             "verdict_digest": sha256_json({k: v for k, v in verdict.items() if k != "cost"}),
         },
     )
+
+
+def leaks(loaded: LoadedRecipe) -> dict[str, int]:
+    """Gate rows that stand in train too, by kind of leak, after checking that both files are as they were written."""
+    dataset = Dataset(loaded.data_directory)
+    dataset.manifest()
+    train = list(row_texts(dataset.rows("train")))
+    found = find_leaks(row_texts(dataset.rows("gate")), train, loaded.recipe.curate.duplicates.near)
+    return dict(Counter(leak.kind for leak in found))

@@ -5,6 +5,7 @@ superiority term says that the adapter beats the incumbent by more than noise an
 that nothing guarded got worse; "no significant drop" is not such a statement, a bound within a margin is.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -86,6 +87,11 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
             f"at least {recipe.gate.min_rows} gate rows",
         ),
         (
+            "no_leaks",
+            not any(count for kind, count in evidence.leaks.items() if kind != "passage"),
+            f"no gate row, or one near it, stands in train (found: {_counted(evidence.leaks)})",
+        ),
+        (
             "adapter_at_work",
             evidence.guards["adapter_changes_logits"] > 0,
             "the adapter changes what the base computes",
@@ -102,6 +108,10 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
         ),
     ]
     return [Term(name, "integrity", "pass" if holds else "fail", says) for name, holds, says in facts]
+
+
+def _counted(leaks: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(leaks.items()) if count) or "none"
 
 
 def gain(arm: Arm, incumbent: Arm, recipe: Recipe) -> Term:

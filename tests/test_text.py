@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.curate.text import duplicate_key, normalise
+from tunesmith.text import duplicate_key, normalise
 
 NORMALISED = {
     "runs of spaces": ("  12   Main\tSt \n", "12 Main St"),

@@ -1,0 +1,122 @@
+"""The same row twice: exact and normalised copies, contradictions, near-duplicates, and the groups that follow.
+
+Copies and contradictions are left out; what is near stays, as one group that never straddles two splits. Nothing here
+depends on the order of rows: of several copies the one with the smallest key stays.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.curate.pile import Numbers, Pile
+from tunesmith.curation import CurateSection
+from tunesmith.errors import UserError
+from tunesmith.near import Pairs, components, unique_pairs
+
+
+@dataclass
+class Duplicates:
+    """What was found."""
+
+    kept: Numbers
+    """Indices of the rows that stay."""
+    dropped: list[tuple[int, int, str]] = field(default_factory=list)
+    """(row, the row that stays in its place or the first that it contradicts, reason)."""
+    near: Pairs = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    similarity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+COPY, NORMALISED, NEAR = "an exact copy", "a copy but for case, spaces or punctuation", "a near-duplicate"
+CONTRADICTION = "the same prompt with another completion"
+
+
+def find(pile: Pile, curate: CurateSection) -> Duplicates:
+    """Find copies, contradictions and near-duplicates among all rows of a pile."""
+    columns = pile.columns
+    everything = np.arange(len(pile))
+    found = Duplicates(everything)
+    _one_of_each(found, [columns["exact"]], columns["id"], COPY)
+    _one_of_each(found, [columns["asked"], columns["answer"]], columns["exact"], NORMALISED)
+    if any(step.name == "contradictions" for step in curate.steps):
+        _contradictions(found, columns["asked"], columns["answer"])
+    pairs = np.zeros((0, 2), dtype=np.int64)
+    alike = np.zeros(0)
+    if curate.duplicates.near is not None:
+        pairs, alike = pile.near_pairs(found.kept, curate.duplicates.near)
+    if curate.duplicates.semantic is not None:
+        more, cosine = _semantic_pairs(pile, found.kept, curate.duplicates.semantic)
+        pairs, alike = np.concatenate([pairs, more]), np.concatenate([alike, cosine])
+    found.near, found.similarity = pairs, alike
+    if curate.duplicates.drop_near:
+        labels = components(len(pile), pairs)
+        _one_of_each(found, [labels], columns["exact"], NEAR)
+        found.near, found.similarity = found.near[:0], found.similarity[:0]
+    return found
+
+
+def group_edges(pile: Pile, duplicates: Duplicates) -> Pairs:
+    """Pairs of rows that belong to one group: by its name, by their prompt, or because they are near."""
+    kept = duplicates.kept
+    edges = [duplicates.near, *(kept[_runs(pile.columns[name][kept])] for name in ("group", "prompt"))]
+    return unique_pairs(np.concatenate(edges))
+
+
+def _runs(keys: Numbers) -> Pairs:
+    """Pairs of indices that chain equal keys together."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    return np.stack([order[:-1][same], order[1:][same]], axis=1)
+
+
+def _one_of_each(found: Duplicates, keys: list[Numbers], rank: Numbers, reason: str) -> None:
+    """Keep of rows with equal keys the one of the smallest rank."""
+    kept = found.kept
+    order = kept[np.lexsort([rank[kept], *(key[kept] for key in keys)])]
+    same = np.ones(max(0, len(order) - 1), dtype=bool)
+    for key in keys:
+        same &= key[order[1:]] == key[order[:-1]]
+    copy = np.concatenate([[False], same]) if len(order) else np.zeros(0, dtype=bool)
+    first = order[np.maximum.accumulate(np.where(copy, 0, np.arange(len(order))))] if len(order) else order
+    found.dropped += [(int(row), int(stays), reason) for row, stays in zip(order[copy], first[copy], strict=True)]
+    found.kept = np.sort(order[~copy])
+
+
+def _contradictions(found: Duplicates, asked: Numbers, answer: Numbers) -> None:
+    """Leave out every row whose prompt stands with two completions: nothing says which is right."""
+    kept = found.kept
+    order = kept[np.lexsort([answer[kept], asked[kept]])]
+    # Equal answers are copies and gone already: whoever asks the same answers otherwise.
+    same = asked[order[1:]] == asked[order[:-1]]
+    disputed = np.zeros(len(order), dtype=bool)
+    disputed[1:] |= same
+    disputed[:-1] |= same
+    other = np.roll(order, 1)
+    other[:-1] = np.where(same, order[1:], other[:-1])
+    found.dropped += [
+        (int(row), int(against), CONTRADICTION) for row, against in zip(order[disputed], other[disputed], strict=True)
+    ]
+    found.kept = np.sort(order[~disputed])
+
+
+SEMANTIC_ROWS = 50_000
+BLOCK = 1024
+
+
+def _semantic_pairs(pile: Pile, kept: Numbers, threshold: float) -> tuple[Pairs, NDArray[np.float64]]:
+    from tunesmith.curate.embed import embed
+
+    if len(kept) > SEMANTIC_ROWS:
+        raise UserError(
+            f"curate.duplicates.semantic: {len(kept)} rows are left; it compares {SEMANTIC_ROWS} at most",
+            hint="leave it out, or let earlier steps and duplicates.drop_near leave fewer rows",
+        )
+    vectors = embed(pile.forms(kept.tolist()))
+    pairs, cosines = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
+    for start in range(0, len(vectors), BLOCK):
+        cosine = vectors[start : start + BLOCK] @ vectors.T
+        left, right = np.nonzero(cosine >= threshold)
+        later = left + start < right
+        pairs.append(np.stack([kept[left[later] + start], kept[right[later]]], axis=1))
+        cosines.append(cosine[left[later], right[later]].astype(np.float64))
+    return np.concatenate(pairs), np.concatenate(cosines)

@@ -1,0 +1,410 @@
+"""Every form that rows come in, turned into the one row form.
+
+In: one JSON object as a source holds it, and what the recipe says of the source. Out: rows, or a `ValueError` that
+says all that is wrong with it. What a form does not know goes into `meta`; nothing is dropped, and what was not there
+is not filled in. The forms: our own rows; `messages` as OpenAI's fine-tuning takes them; prompt and completion; alpaca;
+sharegpt; and named columns.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from tunesmith.curation import Column, Format
+from tunesmith.rows import Message, Row, at, lower, parse
+
+Turns = Literal["each", "last", "whole"]
+
+
+class Malformed(ValueError):
+    """An object that is no row; all that is wrong with it."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+@dataclass
+class Conversation:
+    """What every form but our own is first turned into: messages with the assistant's among them."""
+
+    messages: list[dict[str, Any]]
+    id: str | None = None
+    group: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    untrained: set[int] = field(default_factory=set)
+
+
+# The keys by which a form is known. A line that fits two is ambiguous, unless one holds all keys of the other.
+MARKS: dict[Format, frozenset[str]] = {
+    "rows": frozenset({"messages", "completion"}),
+    "messages": frozenset({"messages"}),
+    "prompt_completion": frozenset({"prompt", "completion"}),
+    "alpaca": frozenset({"instruction", "output"}),
+    "sharegpt": frozenset({"conversations"}),
+    "documents": frozenset({"prompt", "completion"}),
+}
+DETECTED = [form for form in MARKS if form != "documents"]
+
+
+def detect(value: Any, columns: Mapping[Column, str]) -> Format:
+    """The form of an object, by its keys.
+
+    Raises:
+        Malformed: no form fits, or two do.
+    """
+    if not isinstance(value, dict):
+        raise Malformed(f"must be an object, not {kind(value)}")
+    if columns:
+        return "columns"
+    fits = [name for name in DETECTED if MARKS[name] <= value.keys()]
+    fits = [name for name in fits if not any(MARKS[name] < MARKS[other] for other in fits)]
+    if len(fits) > 1:
+        raise Malformed(f"fits {' and '.join(fits)}; state the source's `format`")
+    if not fits:
+        if {"chosen", "rejected"} <= value.keys():
+            raise Malformed("holds a chosen and a rejected answer: a preference, which is no row to imitate")
+        keys = ", ".join(sorted(value)[:8]) or "none"
+        raise Malformed(
+            f"no known form has the keys {keys}; name the source's `columns`, or bring one of {', '.join(DETECTED)}"
+        )
+    return fits[0]
+
+
+def read(value: Any, form: Format, *, columns: Mapping[Column, str], system: str | None, turns: Turns) -> list[Row]:
+    """The rows of one object in a known form.
+
+    `columns` names the columns of form `columns`; `system` is put before conversations that have no system message.
+
+    Raises:
+        Malformed: it is not of this form, or no conversation that could be trained on.
+    """
+    if not isinstance(value, dict):
+        raise Malformed(f"must be an object, not {kind(value)}")
+    if _holds_nul(value):
+        raise Malformed("holds a NUL character; take it out")
+    if missing := sorted(MARKS.get(form, frozenset()) - value.keys()):
+        raise Malformed(f"is no {form}: has no {', '.join(missing)}")
+    if form == "rows":
+        return [_own(value, system)]
+    conversation = _columns(value, columns) if form == "columns" else READERS[form](dict(value))
+    if system is not None and conversation.messages and conversation.messages[0].get("role") != "system":
+        conversation.messages.insert(0, {"role": "system", "content": system})
+        conversation.untrained = {index + 1 for index in conversation.untrained}
+    return _rows(conversation, turns)
+
+
+def kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_holds_nul(part) for pair in value.items() for part in pair)
+    return isinstance(value, list) and any(map(_holds_nul, value))
+
+
+# ---------------------------------------------------------------------- the forms
+
+
+def _own(value: dict[str, Any], system: str | None) -> Row:
+    if system is not None and value["messages"] and value["messages"][0].get("role") != "system":
+        value = value | {"messages": [{"role": "system", "content": system}, *value["messages"]]}
+    try:
+        row = Row.model_validate(value)
+    except ValidationError as error:
+        raise Malformed(*(f"{at(e['loc'])}{lower(e['msg'])}" for e in error.errors())) from None
+    problems = _out_of_turn([*row.messages, row.completion])
+    if problems:
+        raise Malformed(*problems)
+    return row
+
+
+def _messages(value: dict[str, Any]) -> Conversation:
+    messages, untrained = _as_messages(value.pop("messages"), "messages")
+    tools = _tools(value.pop("tools", None))
+    return Conversation(messages, _id(value), _group(value), tools, value, untrained)
+
+
+def _prompt_completion(value: dict[str, Any]) -> Conversation:
+    prompt, completion = value.pop("prompt"), value.pop("completion")
+    before, untrained = _as_messages(prompt, "prompt") if isinstance(prompt, list) else ([_user(prompt)], set())
+    if isinstance(completion, list):
+        after, more = _as_messages(completion, "completion")
+        untrained |= {index + len(before) for index in more}
+    else:
+        after = [{"role": "assistant", "content": completion}]
+    # Assistant turns of the prompt are given, not learned.
+    untrained |= {index for index, message in enumerate(before) if message.get("role") == "assistant"}
+    tools = _tools(value.pop("tools", None))
+    return Conversation([*before, *after], _id(value), _group(value), tools, value, untrained)
+
+
+def _alpaca(value: dict[str, Any]) -> Conversation:
+    instruction, more, output = value.pop("instruction"), value.pop("input", None), value.pop("output")
+    system, history = value.pop("system", None), value.pop("history", None)
+    prompt = (
+        f"{instruction}\n\n{more}" if isinstance(instruction, str) and isinstance(more, str) and more else instruction
+    )
+    if more is not None and not isinstance(more, str):
+        raise Malformed(f"input: must be text, not {kind(more)}")
+    messages = [{"role": "system", "content": system}] if system else []
+    if history and not (isinstance(history, list) and all(isinstance(h, list) and len(h) == 2 for h in history)):
+        raise Malformed("history: must be a list of pairs of question and answer")
+    for question, answer in history or []:
+        messages += [_user(question), {"role": "assistant", "content": answer}]
+    untrained = {index for index, message in enumerate(messages) if message["role"] == "assistant"}
+    messages += [_user(prompt), {"role": "assistant", "content": output}]
+    return Conversation(messages, _id(value), _group(value), None, value, untrained)
+
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+
+
+def _sharegpt(value: dict[str, Any]) -> Conversation:
+    turns, system, tools = value.pop("conversations"), value.pop("system", None), _tools(value.pop("tools", None))
+    if not isinstance(turns, list):
+        raise Malformed(f"conversations: must be a list, not {kind(turns)}")
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    problems = []
+    for index, turn in enumerate(turns):
+        where = f"conversations.{index}"
+        if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
+            if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
+                messages.append(turn)
+            else:
+                problems.append(f"{where}: must hold `from` and `value`")
+            continue
+        role = SHAREGPT_ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
+        if role is None:
+            problems.append(f"{where}.from: {turn['from']!r} is none of {', '.join(SHAREGPT_ROLES)}")
+            continue
+        messages.append({"role": role, "content": turn["value"]})
+    if problems:
+        raise Malformed(*problems)
+    checked, untrained = _as_messages(messages, "conversations")
+    return Conversation(checked, _id(value), _group(value), tools, value, untrained)
+
+
+def _columns(value: dict[str, Any], columns: Mapping[Column, str]) -> Conversation:
+    named: dict[Column, str] = dict(columns) or {"prompt": "prompt", "completion": "completion"}
+    missing = [column for column in named.values() if column not in value]
+    if missing or not {"prompt", "completion"} <= named.keys():
+        wanted = missing or sorted({"prompt", "completion"} - named.keys())
+        raise Malformed(f"has no column {', '.join(map(repr, wanted))}; there are: {', '.join(value) or 'none'}")
+    taken: dict[str, Any] = {ours: value[column] for ours, column in named.items()}
+    meta = {key: item for key, item in value.items() if key not in named.values()}
+    completion = taken["completion"]
+    if isinstance(completion, dict | list):
+        completion = json.dumps(completion, ensure_ascii=False, separators=(",", ":"))
+    messages = [{"role": "system", "content": taken["system"]}] if taken.get("system") else []
+    messages += [_user(taken["prompt"]), {"role": "assistant", "content": completion}]
+    return Conversation(messages, _id(taken), _group(taken), None, meta)
+
+
+READERS: dict[Format, Callable[[dict[str, Any]], Conversation]] = {
+    "messages": _messages,
+    "prompt_completion": _prompt_completion,
+    "documents": _prompt_completion,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+}
+
+
+# ---------------------------------------------------------------------- their parts
+
+
+def _user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _id(value: dict[str, Any]) -> str | None:
+    return _name(value.pop("id", None), "id")
+
+
+def _group(value: dict[str, Any]) -> str | None:
+    return _name(value.pop("group", None), "group")
+
+
+def _name(value: Any, key: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise Malformed(f"{key}: must be text or a whole number, not {kind(value)}")
+    return str(value)
+
+
+def _tools(value: Any) -> list[dict[str, Any]] | None:
+    """Tool schemas as they stand; many data sets hold them as JSON text, so that no column type fills them up."""
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = parse(value.encode())
+        except ValueError as error:
+            raise Malformed(f"tools: {error}") from None
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Malformed("tools: must be a list of objects")
+    return value
+
+
+# Keys of OpenAI's messages that say nothing when they are null.
+MAY_BE_NULL = {"name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call", "annotations"}
+
+
+def _as_messages(value: Any, where: str) -> tuple[list[dict[str, Any]], set[int]]:
+    """Messages in our form, and which of them are not trained (OpenAI's `weight: 0`)."""
+    if not isinstance(value, list):
+        raise Malformed(f"{where}: must be a list of messages, not {kind(value)}")
+    messages, untrained, problems = [], set(), []
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            problems.append(f"{where}.{index}: must be an object, not {kind(message)}")
+            continue
+        kept = {key: item for key, item in message.items() if item is not None or key not in MAY_BE_NULL}
+        weight = kept.pop("weight", 1)
+        if weight not in (0, 1):
+            problems.append(f"{where}.{index}.weight: must be 0 or 1, not {weight!r}")
+        if weight == 0:
+            untrained.add(index)
+        if kept.get("role") == "developer":
+            kept["role"] = "system"
+        if kept.get("role") == "function" or "function_call" in kept:
+            problems.append(f"{where}.{index}: functions of the old form; write them as `tool_calls` and role `tool`")
+        content = kept.get("content")
+        if isinstance(content, list):
+            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+            if all(isinstance(part, str) for part in parts):
+                kept["content"] = "".join(part for part in parts if part)
+            else:
+                problems.append(f"{where}.{index}.content: holds parts that are not text")
+        messages.append(kept)
+    if problems:
+        raise Malformed(*problems)
+    return messages, untrained
+
+
+def _out_of_turn(messages: list[Message]) -> list[str]:
+    """What is wrong with the order and the holding of messages, the completion last."""
+    problems = []
+    said = [m for m in messages if m.role != "system"]
+    if any(m.role == "system" for m in messages[1:]):
+        problems.append("a system message stands after the first message; it stands first or not at all")
+    if said and said[0].role != "user":
+        problems.append(f"begins with the {said[0].role}; a conversation begins with the user")
+    for index, message in enumerate(messages):
+        empty = not (message.content or "").strip()
+        if message.role == "assistant":
+            if empty and not message.tool_calls:
+                problems.append(f"message {index}: the assistant says nothing and calls no tool")
+        elif message.tool_calls:
+            problems.append(f"message {index}: only the assistant calls tools")
+        elif empty and message.role != "tool":
+            problems.append(f"message {index}: the {message.role}'s content is empty")
+        problems += [f"message {index}: {problem}" for problem in _bad_calls(message)]
+    return problems + _out_of_order(messages)
+
+
+def _out_of_order(messages: list[Message]) -> list[str]:
+    problems = []
+    open_calls: list[str | None] = []
+    before = ""
+    for index, message in enumerate(messages):
+        if message.role == "tool":
+            if not open_calls:
+                problems.append(f"message {index}: a tool's result without a call")
+            elif message.tool_call_id is None or None in open_calls:
+                open_calls.pop(0)
+            elif message.tool_call_id in open_calls:
+                open_calls.remove(message.tool_call_id)
+            else:
+                problems.append(f"message {index}: tool_call_id {message.tool_call_id!r} answers no call before it")
+        else:
+            if open_calls:
+                problems.append(f"message {index}: comes before {len(open_calls)} tool calls are answered")
+            if message.role == before:
+                problems.append(f"message {index}: the {message.role} speaks twice in a row; join the two")
+            open_calls = [_call_id(call) for call in message.tool_calls or ()]
+        before = message.role
+    return problems
+
+
+def _call_id(call: dict[str, Any]) -> str | None:
+    value = call.get("id")
+    return value if isinstance(value, str) else None
+
+
+def _bad_calls(message: Message) -> list[str]:
+    problems = []
+    for index, call in enumerate(message.tool_calls or ()):
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            problems.append(f"tool call {index} names no function")
+        elif isinstance(arguments := function.get("arguments"), str):
+            try:
+                parse(arguments.encode())
+            except ValueError as error:
+                problems.append(f"tool call {index}: arguments are {error}")
+    return problems
+
+
+def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
+    """A conversation as rows: one for each trained turn of the assistant, one for the last, or one whole."""
+    messages, problems = [], []
+    for index, message in enumerate(conversation.messages):
+        try:
+            messages.append(Message.model_validate(message))
+        except ValidationError as error:
+            problems += [f"messages.{index}: {at(e['loc'])}{lower(e['msg'])}" for e in error.errors()]
+    problems = problems or _out_of_turn(messages)
+    if not messages and not problems:
+        problems = ["holds no messages"]
+    if not problems and messages[-1].role != "assistant":
+        problems = [f"ends with the {messages[-1].role}: there is no completion to learn"]
+    trained = [i for i, m in enumerate(messages) if m.role == "assistant" and i not in conversation.untrained]
+    if not problems and not trained:
+        problems = ["every turn of the assistant has weight 0: there is nothing to learn"]
+    if problems:
+        raise Malformed(*problems)
+    key = conversation.id or content_id(conversation)
+    ends = trained if turns == "each" else trained[-1:]
+    return [
+        Row.model_validate(
+            {
+                "id": f"{key}#{end}" if len(ends) > 1 else key,
+                "group": conversation.group or key,
+                "messages": [m.as_dict() for m in messages[:end]],
+                "completion": messages[end].as_dict(),
+            }
+            | ({"tools": conversation.tools} if conversation.tools else {})
+            | ({"trained": trained[:-1]} if turns == "whole" and len(trained) > 1 else {})
+            | ({"meta": conversation.meta} if conversation.meta else {})
+        )
+        for end in ends
+    ]
+
+
+def content_id(conversation: Conversation) -> str:
+    """An id for what has none: the hash of what it says, so that it does not depend on where it stands."""
+    said = json.dumps([conversation.messages, conversation.tools], sort_keys=True, ensure_ascii=False)
+    return "h-" + hashlib.sha256(said.encode()).hexdigest()[:16]

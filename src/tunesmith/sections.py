@@ -1,0 +1,82 @@
+"""The sections of a recipe: our words for our things, each closed to unknown keys.
+
+What a recipe says of its data, before any row of it is trained on, stands in `curation`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class DataSection(Section):
+    """What the model learns from and is judged on."""
+
+    directory: str
+    """Directory of the curated splits, relative to the project."""
+    output_schema: str = Field(alias="schema")
+    """JSON Schema file that every completion must satisfy, relative to the project."""
+    max_tokens: Annotated[int, Field(ge=16)]
+    """Longest training row, prompt and completion together; a longer row fails the check, none is cut."""
+
+
+class ScoreSection(Section):
+    """How one answer is scored."""
+
+    kind: Literal["json"] = "json"
+    """`json`: the answer is one JSON object, compared field by field."""
+    primary: Literal["exact_match", "field_f1"] = "exact_match"
+    """The metric that decides."""
+
+
+class HardwareSection(Section):
+    """Overrides of what the hardware profile would pick."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights and computation of the base; adapters are always trained in float32."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most padded tokens in one forward pass of training; none lets the profile pick."""
+    share_prefixes: bool = True
+    """Whether to compute what rows of a batch begin with once, where that pays and is exact."""
+
+
+class ArmsSection(Section):
+    """The ways to answer that need no training, and how all answers are generated."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    """Longest answer; greedy decoding stops at the end token before that."""
+    few_shot: list[Annotated[int, Field(ge=1)]] = [3]
+    """Numbers of fixed training rows to try as shots; dev picks one. Empty leaves the arm out."""
+    retrieval: list[Annotated[int, Field(ge=1)]] = [3]
+    """Numbers of BM25-nearest training rows to try as shots; dev picks one. Empty leaves the arm out."""
+    constrained: bool = True
+    """Whether to try JSON-schema-constrained decoding on top of the better kind of shots."""
+
+
+class GateSection(Section):
+    """What it takes to ship."""
+
+    min_gain: Fraction
+    """Smallest gain over the incumbent on the primary metric that is worth serving another model for."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """One-sided error rate of each bound."""
+    merged_margin: Fraction = 0.02
+    """How much worse than the adapter the merged model may be on the primary metric."""
+    general_nll_margin: Annotated[float, Field(gt=0)] = 0.1
+    """How many nats per token the loss on general text may rise (0.1 nats is 10.5 % more perplexity)."""
+    min_rows: Annotated[int, Field(ge=2)] = 100
+    """Fewest gate rows on which a verdict is given at all."""
+
+
+class ExportSection(Section):
+    """What the bundle is called."""
+
+    version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")] = "0.1.0"
+    """Version of the bundle, `dist/<name>-<version>/`."""
