@@ -14,7 +14,7 @@ from tunesmith.rows import Message, Row
 
 ABOUT = """# tool-call: a request to function calls, or to none
 
-The functions on offer stand in the system message, a request is the user's; out comes
+The functions on offer and a request after them are the user's message; out comes
 `{"calls":[{"name":...,"arguments":{...}}]}`, with `{"calls":[]}` where no function fits. The output schema is
 [schema.json](schema.json).
 
@@ -41,8 +41,9 @@ SETS = (*PYTHON, *LIVE, "irrelevance", "live_irrelevance")
 MOST_CHARACTERS = 1700
 MOST_CHARACTERS_OF_CALLS = 500
 INSTRUCTION = (
-    'Answer with the calls that fulfil the request, as one JSON object {"calls":[{"name":...,"arguments":{...}}]}, or '
-    '{"calls":[]} if no function fits. Leave out optional arguments whose default will do. Functions: '
+    "Functions are given, then a request. Answer with the calls that fulfil it, as one JSON object "
+    '{"calls":[{"name":...,"arguments":{...}}]}, or {"calls":[]} if no function fits. Leave out optional '
+    "arguments whose default will do."
 )
 
 
@@ -61,13 +62,14 @@ def rows(sources: Mapping[str, Source], sieve: Sieve) -> Iterator[Row]:
                 kept.append((name, question, acceptable))
     groups = connected([[function["name"] for function in question["function"]] for _, question, _ in kept])
     for (name, question, acceptable), group in zip(kept, groups, strict=True):
-        system = Message(role="system", content=INSTRUCTION + compact(question["function"]))
+        # Beside the request, not in the system message: shots bring their own functions along.
+        asked = f"{compact(question['function'])}\n\n{request(question)}"
         calls = [call(answer, question["function"]) for answer in acceptable]
         how_many = ("none", "one", "several")[min(len(calls), 2)]
         yield Row(
             id=question["id"],
             group=f"functions-{group}",
-            messages=[system, Message(role="user", content=request(question))],
+            messages=[Message(role="system", content=INSTRUCTION), Message(role="user", content=asked)],
             completion=Message(role="assistant", content=compact({"calls": calls})),
             meta={"source": "bfcl", "set": name, "calls": how_many, "acceptable": acceptable},
         )

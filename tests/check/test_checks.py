@@ -378,3 +378,57 @@ def test_too_few_gate_rows_are_told_before_training(project):
     line.curate()
     with pytest.raises(UserError, match=r"check `gate rows` fails for 168 rows: .*at least gate.min_rows = 169 rows"):
         line.check()
+
+
+# ---------------------------------------------------------------------- whole conversations and tools
+
+
+def conversation(trained):
+    messages = [
+        Message(role="user", content="first question"),
+        Message(role="assistant", content='{"n":1}'),
+        Message(role="user", content="second question"),
+        Message(role="assistant", content='{"n":2}'),
+        Message(role="user", content="third question"),
+    ]
+    answer = Message(role="assistant", content='{"n":3}')
+    return Row(id="c", group="c", messages=messages, completion=answer, trained=trained)
+
+
+def test_a_whole_conversation_is_rendered_once_for_each_turn_that_is_learned(renderer):
+    whole = conversation([1, 3])
+    checked = render_each([whole], renderer).checked
+    assert [one.row.id for one in checked] == ["c#1", "c#3", "c"]
+    said = [renderer.decode(one.rendered.completion_ids) for one in checked]
+    assert said == ['{"n":1}', '{"n":2}', '{"n":3}']
+    # Each turn's prompt is the one that serving will see.
+    for one, end in zip(checked, (1, 3, 5), strict=True):
+        assert one.rendered.prompt_ids == renderer.prompt_ids(whole.messages[:end])
+
+
+def test_turns_that_are_not_trained_carry_no_loss(renderer):
+    assert [one.row.id for one in render_each([conversation([3])], renderer).checked] == ["c#3", "c"]
+    assert [one.row.id for one in render_each([conversation(None)], renderer).checked] == ["c"]
+
+
+@pytest.mark.parametrize("trained", [[0], [2], [5], [-1]])
+def test_only_earlier_turns_of_the_assistant_can_be_trained(trained):
+    with pytest.raises(ValueError, match="is no earlier turn of the assistant"):
+        conversation(trained)
+
+
+def test_tools_that_the_template_does_not_write_fail(renderer):
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    silent = Row(
+        id="t",
+        group="t",
+        messages=[Message(role="user", content="where is it")],
+        completion=Message(role="assistant", content="here", tool_calls=[call]),
+        tools=[tool],
+    )
+    spoken = silent.model_copy(
+        update={"id": "s", "tools": None, "completion": Message(role="assistant", content="here")}
+    )
+    check = checks.unseen_tools(renderer)
+    assert check(render_each([silent, spoken], renderer).checked) == ["t"]

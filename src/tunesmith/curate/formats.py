@@ -18,14 +18,17 @@ from tunesmith.curation import Column, Format
 from tunesmith.rows import Message, Row, at, lower, parse
 
 Turns = Literal["each", "last", "whole"]
+LONGEST_PROBLEM = 400
+DEEPEST = 100
 
 
 class Malformed(ValueError):
     """An object that is no row; all that is wrong with it."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems = problems
-        super().__init__("; ".join(problems))
+        # Problems quote what was read, which may hold line ends or be of any length.
+        self.problems = tuple(" ".join(problem.split())[:LONGEST_PROBLEM] for problem in problems)
+        super().__init__("; ".join(self.problems))
 
 
 @dataclass
@@ -86,8 +89,7 @@ def read(value: Any, form: Format, *, columns: Mapping[Column, str], system: str
     """
     if not isinstance(value, dict):
         raise Malformed(f"must be an object, not {kind(value)}")
-    if _holds_nul(value):
-        raise Malformed("holds a NUL character; take it out")
+    _refuse_unfit(value)
     if missing := sorted(MARKS.get(form, frozenset()) - value.keys()):
         raise Malformed(f"is no {form}: has no {', '.join(missing)}")
     if form == "rows":
@@ -105,22 +107,27 @@ def kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _holds_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any(_holds_nul(part) for pair in value.items() for part in pair)
-    return isinstance(value, list) and any(map(_holds_nul, value))
+def _refuse_unfit(value: Any, depth: int = 0) -> None:
+    """Refuse what is JSON, and still no file of rows can hold."""
+    if isinstance(value, str) and "\0" in value:
+        raise Malformed("holds a NUL character; take it out")
+    if depth > DEEPEST:
+        raise Malformed("nested too deeply to be read; a row is a few levels deep")
+    if isinstance(value, dict | list):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _refuse_unfit(part, depth + 1)
 
 
 # ---------------------------------------------------------------------- the forms
 
 
 def _own(value: dict[str, Any], system: str | None) -> Row:
-    if system is not None and value["messages"] and value["messages"][0].get("role") != "system":
-        value = value | {"messages": [{"role": "system", "content": system}, *value["messages"]]}
     try:
         row = Row.model_validate(value)
+        if system is not None and row.messages[0].role != "system":
+            trained = {"trained": [index + 1 for index in row.trained]} if row.trained else {}
+            first = {"role": "system", "content": system}
+            row = Row.model_validate(value | {"messages": [first, *value["messages"]]} | trained)
     except ValidationError as error:
         raise Malformed(*(f"{at(e['loc'])}{lower(e['msg'])}" for e in error.errors())) from None
     problems = _out_of_turn([*row.messages, row.completion])
@@ -132,7 +139,7 @@ def _own(value: dict[str, Any], system: str | None) -> Row:
 def _messages(value: dict[str, Any]) -> Conversation:
     messages, untrained = _as_messages(value.pop("messages"), "messages")
     tools = _tools(value.pop("tools", None))
-    return Conversation(messages, _id(value), _group(value), tools, value, untrained)
+    return Conversation(messages, *_named(value), tools, value, untrained)
 
 
 def _prompt_completion(value: dict[str, Any]) -> Conversation:
@@ -146,44 +153,34 @@ def _prompt_completion(value: dict[str, Any]) -> Conversation:
     # Assistant turns of the prompt are given, not learned.
     untrained |= {index for index, message in enumerate(before) if message.get("role") == "assistant"}
     tools = _tools(value.pop("tools", None))
-    return Conversation([*before, *after], _id(value), _group(value), tools, value, untrained)
+    return Conversation([*before, *after], *_named(value), tools, value, untrained)
 
 
 def _alpaca(value: dict[str, Any]) -> Conversation:
     instruction, more, output = value.pop("instruction"), value.pop("input", None), value.pop("output")
     system, history = value.pop("system", None), value.pop("history", None)
-    prompt = (
-        f"{instruction}\n\n{more}" if isinstance(instruction, str) and isinstance(more, str) and more else instruction
-    )
     if more is not None and not isinstance(more, str):
         raise Malformed(f"input: must be text, not {kind(more)}")
-    messages = [{"role": "system", "content": system}] if system else []
+    prompt = f"{instruction}\n\n{more}" if more and isinstance(instruction, str) else instruction
+    messages = _system(system)
     if history and not (isinstance(history, list) and all(isinstance(h, list) and len(h) == 2 for h in history)):
         raise Malformed("history: must be a list of pairs of question and answer")
     for question, answer in history or []:
         messages += [_user(question), {"role": "assistant", "content": answer}]
     untrained = {index for index, message in enumerate(messages) if message["role"] == "assistant"}
     messages += [_user(prompt), {"role": "assistant", "content": output}]
-    return Conversation(messages, _id(value), _group(value), None, value, untrained)
+    return Conversation(messages, *_named(value), _tools(value.pop("tools", None)), value, untrained)
 
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
+SHAREGPT_ROLES = {role: role for role in ("user", "assistant", "system", "tool")} | {"observation": "tool"}
+SHAREGPT_ROLES |= {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "function_call": "assistant"}
 
 
 def _sharegpt(value: dict[str, Any]) -> Conversation:
     turns, system, tools = value.pop("conversations"), value.pop("system", None), _tools(value.pop("tools", None))
     if not isinstance(turns, list):
         raise Malformed(f"conversations: must be a list, not {kind(turns)}")
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages = _system(system)
     problems = []
     for index, turn in enumerate(turns):
         where = f"conversations.{index}"
@@ -197,11 +194,23 @@ def _sharegpt(value: dict[str, Any]) -> Conversation:
         if role is None:
             problems.append(f"{where}.from: {turn['from']!r} is none of {', '.join(SHAREGPT_ROLES)}")
             continue
-        messages.append({"role": role, "content": turn["value"]})
+        said = {"tool_calls": _calls(turn["value"], where)} if turn["from"] == "function_call" else {}
+        more = {key: item for key, item in turn.items() if key not in ("from", "value") and item is not None}
+        messages.append({"role": role, "content": None if said else turn["value"]} | said | more)
     if problems:
         raise Malformed(*problems)
     checked, untrained = _as_messages(messages, "conversations")
-    return Conversation(checked, _id(value), _group(value), tools, value, untrained)
+    return Conversation(checked, *_named(value), tools, value, untrained)
+
+
+def _calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """The tool calls of a turn `function_call`: JSON text of one `{"name", "arguments"}`, or of a list of them."""
+    try:
+        found = parse(value.encode()) if isinstance(value, str) else value
+    except ValueError as error:
+        raise Malformed(f"{where}.value: {error}") from None
+    _refuse_unfit(found)
+    return [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
 
 
 def _columns(value: dict[str, Any], columns: Mapping[Column, str]) -> Conversation:
@@ -215,9 +224,9 @@ def _columns(value: dict[str, Any], columns: Mapping[Column, str]) -> Conversati
     completion = taken["completion"]
     if isinstance(completion, dict | list):
         completion = json.dumps(completion, ensure_ascii=False, separators=(",", ":"))
-    messages = [{"role": "system", "content": taken["system"]}] if taken.get("system") else []
+    messages = _system(taken.get("system"))
     messages += [_user(taken["prompt"]), {"role": "assistant", "content": completion}]
-    return Conversation(messages, _id(taken), _group(taken), None, meta)
+    return Conversation(messages, *_named(taken), None, meta)
 
 
 READERS: dict[Format, Callable[[dict[str, Any]], Conversation]] = {
@@ -236,15 +245,16 @@ def _user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def _id(value: dict[str, Any]) -> str | None:
-    return _name(value.pop("id", None), "id")
+def _system(text: Any) -> list[dict[str, Any]]:
+    return [] if text is None or text == "" else [{"role": "system", "content": text}]
 
 
-def _group(value: dict[str, Any]) -> str | None:
-    return _name(value.pop("group", None), "group")
+def _named(holder: dict[str, Any]) -> tuple[str | None, str | None]:
+    return _name(holder, "id"), _name(holder, "group")
 
 
-def _name(value: Any, key: str) -> str | None:
+def _name(holder: dict[str, Any], key: str) -> str | None:
+    value = holder.pop(key, None)
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -261,6 +271,7 @@ def _tools(value: Any) -> list[dict[str, Any]] | None:
             value = parse(value.encode())
         except ValueError as error:
             raise Malformed(f"tools: {error}") from None
+        _refuse_unfit(value)
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -269,7 +280,7 @@ def _tools(value: Any) -> list[dict[str, Any]] | None:
 
 
 # Keys of OpenAI's messages that say nothing when they are null.
-MAY_BE_NULL = {"name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call", "annotations"}
+MAY_BE_NULL = {"name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call", "annotations", "weight"}
 
 
 def _as_messages(value: Any, where: str) -> tuple[list[dict[str, Any]], set[int]]:
@@ -344,14 +355,10 @@ def _out_of_order(messages: list[Message]) -> list[str]:
                 problems.append(f"message {index}: comes before {len(open_calls)} tool calls are answered")
             if message.role == before:
                 problems.append(f"message {index}: the {message.role} speaks twice in a row; join the two")
-            open_calls = [_call_id(call) for call in message.tool_calls or ()]
+            ids = [call.get("id") for call in message.tool_calls or ()]
+            open_calls = [value if isinstance(value, str) else None for value in ids]
         before = message.role
     return problems
-
-
-def _call_id(call: dict[str, Any]) -> str | None:
-    value = call.get("id")
-    return value if isinstance(value, str) else None
 
 
 def _bad_calls(message: Message) -> list[str]:
@@ -360,11 +367,14 @@ def _bad_calls(message: Message) -> list[str]:
         function = call.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             problems.append(f"tool call {index} names no function")
-        elif isinstance(arguments := function.get("arguments"), str):
-            try:
-                parse(arguments.encode())
-            except ValueError as error:
-                problems.append(f"tool call {index}: arguments are {error}")
+            continue
+        arguments = function.get("arguments", {})
+        try:
+            given = parse(arguments.encode()) if isinstance(arguments, str) else arguments
+            if not isinstance(given, dict):
+                problems.append(f"tool call {index}: arguments must be an object, not {kind(given)}")
+        except ValueError as error:
+            problems.append(f"tool call {index}: arguments are {error}")
     return problems
 
 

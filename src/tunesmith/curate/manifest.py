@@ -12,6 +12,8 @@ from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import SPLITS, Row, parse, system_messages
 
 SCHEMA = 2
+MADE = {*(f"{split}.jsonl" for split in SPLITS), "dropped.jsonl", "manifest.json", "CARD.md", "report.html"}
+"""What curation leaves in a task's directory."""
 
 
 def made_by(loaded: LoadedRecipe, script: Path | None) -> str:
@@ -19,7 +21,10 @@ def made_by(loaded: LoadedRecipe, script: Path | None) -> str:
     curate = loaded.recipe.curate
     files = [loaded.schema_path, *_source_files(loaded)]
     if script is not None:
-        files += [path for path in (script, loaded.data_directory / "sources.lock") if path.is_file()]
+        # What lies in the task's directory and was not made by curation is what the script may read.
+        directory = loaded.data_directory
+        beside = sorted(path for path in directory.glob("*") if path.is_file() and path.name not in MADE)
+        files += [script, *beside]
     counts_tokens = {step.name for step in curate.steps} & {"length", "control_tokens"}
     return sha256_json(
         {

@@ -49,8 +49,8 @@ def bare(written: str) -> str:
 
 CARD = re.compile(
     rf"{START}(?<![0-9][-./])(?<![0-9]{{4}}[ \xa0])"
-    r"(?:[0-9]{13,19}|[0-9]{4}([ \xa0-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?|"
-    r"[0-9]{4}([ \xa0-])[0-9]{6}\2[0-9]{4,5})"
+    r"(?:[0-9]{13,19}|[0-9]{4}([ \xa0-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?P<tail>\1[0-9]{3})?|"
+    r"[0-9]{4}([ \xa0-])[0-9]{6}\3[0-9]{4,5})"
     rf"{END_OF_NUMBER}(?![ \xa0][0-9]{{4}}{END})"
 )
 ISSUERS = (
@@ -75,13 +75,17 @@ def cards(text: str) -> Iterator[Hit]:
     if digits(text) < 13:
         return
     for match in CARD.finditer(text):
-        number = bare(match[0])
-        issuer = next((n for n, first, sizes in ISSUERS if len(number) in sizes and re.match(first, number)), None)
-        if not issuer or not luhn.is_valid(number):
-            continue
-        usual = len(number) in (15, 16) and not NUMBER_OF.search(text[max(0, match.start() - 30) : match.start()])
-        if usual or match[0] != number or CARD_CUE.search(text, max(0, match.start() - 60), match.end() + 30):
-            yield match.start(), match.end(), issuer, number
+        start = match.start()
+        # The last three of nineteen digits may be the card's security code.
+        for written in dict.fromkeys((match[0], match[0].removesuffix(match["tail"] or ""))):
+            number = bare(written)
+            issuer = next((n for n, first, sizes in ISSUERS if len(number) in sizes and re.match(first, number)), None)
+            if not issuer or not luhn.is_valid(number):
+                continue
+            usual = len(number) in (15, 16) and not NUMBER_OF.search(text[max(0, start - 30) : start])
+            if usual or written != number or CARD_CUE.search(text, max(0, start - 60), match.end() + 30):
+                yield start, start + len(written), issuer, number
+                break
 
 
 IBAN = re.compile(rf"(?:{START}|(?<=IBAN))[A-Za-z]{{2}}[0-9]{{2}}(?:[ \xa0-]?[0-9A-Za-z]){{11,30}}")
@@ -142,7 +146,7 @@ def phones(text: str) -> Iterator[Hit]:
         before = text[max(0, start - 50) : start]
         if written.count("(") > written.count(")"):
             start, written = start + 1, written[1:]
-        cued = None or PHONE_CUE_AFTER.match(text, match.end())
+        cued = PHONE_CUE.search(before) or PHONE_CUE_AFTER.match(text, match.end())
         regions: list[str | None] = [*REGIONS]
         leniency = Leniency.VALID
         if "+" in written:

@@ -7,8 +7,12 @@ for each thing in it with the line it came from. Nothing is read whole but a `.j
 
 import csv
 import gzip
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -77,16 +81,20 @@ def chunks(index: int, source: SourceSection, root: Path, scratch: Path) -> Iter
     opened = _hub_files(source) if source.hub else _local_files(source, root)
     for number, (label, suffix, open_file, path) in enumerate(opened):
         spool = scratch / f"source-{index}-{number}.jsonl"
-        if suffix in JSON_LINES:
-            if path is None:
-                _copy(open_file, spool)
-            yield from cut(index, label, path or spool, source, spooled=False)
-        elif suffix in READERS:
-            with open_file() as stream:
-                write_spool(spool, READERS[suffix](stream))
-            yield from cut(index, label, spool, source, spooled=True)
-        else:
+        if suffix not in JSON_LINES and suffix not in READERS:
             raise UserError(f"{label}: files of this kind are not read; there are: {', '.join(KINDS)}")
+        try:
+            if suffix in READERS:
+                told = {"named": frozenset(source.columns.values())} if suffix == ".parquet" else {}
+                with open_file() as stream:
+                    write_spool(spool, READERS[suffix](stream, **told))
+            elif path is None:
+                _copy(open_file, spool)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{label}:1: not gzip, or cut off ({error}); nothing of it was taken") from None
+        except _network_faults(source) as error:
+            raise EnvironmentFault(f"{label}: cannot be read from the Hub ({type(error).__name__})") from None
+        yield from cut(index, label, path or spool, source, spooled=suffix in READERS)
 
 
 def chunks_of_rows(index: int, label: str, rows: Iterable[Row], scratch: Path) -> Iterator[Chunk]:
@@ -103,8 +111,11 @@ def write_spool(path: Path, read: Iterable[Read]) -> None:
             entry = {"line": line, "problem": problem} if problem else {"line": line, "value": value}
             try:
                 text = json.dumps(entry, ensure_ascii=False, allow_nan=False, default=_plain)
-            except ValueError as error:
-                text = json.dumps({"line": line, "problem": f"holds what JSON does not know: {error}"})
+                text.encode()
+            except (ValueError, RecursionError) as error:
+                half = isinstance(error, UnicodeEncodeError)
+                says = "half a surrogate pair, which is no character" if half else f"what JSON does not know: {error}"
+                text = json.dumps({"line": line, "problem": f"holds {says}"})
             stream.write(text + "\n")
 
 
@@ -150,7 +161,12 @@ def _local_files(source: SourceSection, root: Path) -> Iterator[Opened]:
     if place.is_dir():
         yield source.path, DIRECTORY, partial(_listing, place), None
         return
-    paths = sorted(root.glob(source.path)) if any(c in source.path for c in "*?[") else [place]
+    paths = [place]
+    if any(c in source.path for c in "*?[") and not place.is_file():
+        try:
+            paths = sorted(path for path in root.glob(source.path) if path.is_file())
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"curate.sources: {source.name}: {source.path!r} is no pattern ({error})") from None
     if not paths or not all(path.is_file() for path in paths):
         raise UserError(f"curate.sources: {source.name}: no such file or directory {source.path!r}")
     for path in paths:
@@ -160,7 +176,7 @@ def _local_files(source: SourceSection, root: Path) -> Iterator[Opened]:
             label,
             suffix,
             partial(_unpacked, partial(path.open, "rb"), packed),
-            None if packed else path,
+            path if suffix in JSON_LINES and not packed else None,
         )
 
 
@@ -171,7 +187,7 @@ def _hub_files(source: SourceSection) -> Iterator[Opened]:
     files = hub()
     try:
         paths = sorted(files.glob(f"datasets/{repository}@{revision}/{source.path}"))
-    except OSError as error:
+    except _network_faults(source) as error:
         raise EnvironmentFault(f"{source.hub}: cannot be read from the Hub ({type(error).__name__})") from None
     if not paths:
         raise UserError(f"curate.sources: {source.name}: {source.hub} holds no file {source.path!r}")
@@ -179,6 +195,15 @@ def _hub_files(source: SourceSection) -> Iterator[Opened]:
         suffix, packed = _suffix(path)
         label = f"{repository}/{path.rpartition('@' + revision + '/')[2]}"
         yield label, suffix, partial(_unpacked, partial(files.open, path, "rb"), packed), None
+
+
+def _network_faults(source: SourceSection) -> tuple[type[Exception], ...]:
+    """What may be raised where the Hub cannot be reached: its own errors are no OSError until they have an answer."""
+    if source.hub is None:
+        return ()
+    import httpx2
+
+    return (OSError, httpx2.HTTPError)
 
 
 def hub() -> Any:
@@ -194,17 +219,29 @@ def _suffix(name: str) -> tuple[str, bool]:
 
 
 def _unpacked(open_file: Callable[[], Any], packed: bool) -> Any:
-    return gzip.open(open_file()) if packed else open_file()
+    return _Unpacked(fileobj=open_file()) if packed else open_file()
+
+
+class _Unpacked(gzip.GzipFile):
+    """A gzip file that closes what it reads from."""
+
+    def close(self) -> None:
+        packed: Any = self.fileobj
+        super().close()
+        if packed is not None:
+            packed.close()
 
 
 def _copy(open_file: Callable[[], Any], target: Path) -> None:
-    import shutil
-
     with open_file() as stream, target.open("wb") as copy:
         shutil.copyfileobj(stream, copy)
 
 
 # ---------------------------------------------------------------------- kinds of files
+
+
+LARGEST_CELL = (1 << 31) - 1
+"""Characters; Python's own limit is 128 Ki, and documents are longer."""
 
 
 def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[Read]:
@@ -219,10 +256,12 @@ def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[Read]:
                 text = line.decode("utf-8", errors="replace")
             yield text
 
-    reader = csv.reader(decoded(), delimiter=delimiter, strict=True)
+    csv.field_size_limit(LARGEST_CELL)
+    reader, begin = csv.reader(decoded(), delimiter=delimiter, strict=True), 1
     try:
         header = next(reader, None)
-        if header is None:
+        if header is None or problems:
+            yield from problems
             return
         if len(set(header)) < len(header) or not all(header):
             yield 1, None, f"column names must be there and differ: {', '.join(header)}"
@@ -231,11 +270,11 @@ def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[Read]:
         for cells in reader:
             if cells and len(cells) != len(header):
                 yield begin, None, f"has {len(cells)} cells, the header has {len(header)}"
-            elif cells and not any(begin <= number <= reader.line_num for number, _, _ in problems):
+            elif cells and not (problems and problems[-1][0] >= begin):
                 yield begin, dict(zip(header, cells, strict=True)), None
             begin = reader.line_num + 1
     except csv.Error as error:
-        yield reader.line_num, None, f"not CSV ({error}); nothing after it was read"
+        yield begin, None, f"not CSV ({error}); nothing after it was read"
     yield from problems
 
 
@@ -266,11 +305,15 @@ def _read_json(stream: IO[bytes]) -> Iterator[Read]:
             return
         yield line, value, None
         place = _blank(text, place)
-        if text[place : place + 1] == ",":
-            place = _blank(text, place + 1)
+        after = _blank(text, place + 1)
+        if text[place : place + 1] == "," and text[after : after + 1] != "]":
+            place = after
         elif text[place : place + 1] != "]":
             yield line, None, "not JSON (a list goes on with a comma or ends with a bracket); nothing after it was read"
             return
+    if text[place + 1 :].strip():
+        line += text.count("\n", counted, _blank(text, place + 1))
+        yield line, None, "not JSON (something stands after the list's last bracket); nothing after it was read"
 
 
 def _blank(text: str, place: int) -> int:
@@ -279,52 +322,65 @@ def _blank(text: str, place: int) -> int:
     return place
 
 
-def _read_parquet(stream: IO[bytes]) -> Iterator[Read]:
+def _read_parquet(stream: IO[bytes], named: Collection[str] = ()) -> Iterator[Read]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    number = 0
     try:
-        batches = parquet.ParquetFile(stream).iter_batches(batch_size=1024)
-        number = 0
-        for batch in batches:
+        file = parquet.ParquetFile(stream)
+        if len(set(names := file.schema_arrow.names)) < len(names):
+            yield 1, None, f"column names must differ: {', '.join(names)}"
+            return
+        for batch in file.iter_batches(batch_size=1024):
             for value in batch.to_pylist():
                 number += 1
-                yield number, *_unfilled(value)
-    except pa.ArrowException as error:
-        yield 1, None, f"not Parquet ({str(error).splitlines()[0]})"
+                yield number, *_unfilled(value, named)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        # pyarrow raises a bare OSError for bytes that are wrong; one of another kind is the disk's or the network's.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        says = next(iter(str(error).splitlines()), type(error).__name__)
+        yield number + 1, None, f"not Parquet ({says}); nothing after it was read"
 
 
-def _unfilled(value: dict[str, Any]) -> tuple[Any, str | None]:
-    """A Parquet row without the nulls that its columns put where messages had no key."""
-    if any(isinstance(tool, dict) for tool in value.get("tools") or ()):
+def _unfilled(value: dict[str, Any], named: Collection[str]) -> tuple[Any, str | None]:
+    """A Parquet row without the nulls that its columns put where messages had no key; columns that are `named` stay."""
+    if any(isinstance(tool, dict) for tool in _listed(value.get("tools"))):
         return None, "tools: Parquet fills nested objects with nulls; hold them as JSON text"
+    for key in named:
+        if any(isinstance(part, dict) for part in (value.get(key), *_listed(value.get(key)))):
+            return None, f"{key}: Parquet fills nested objects with nulls; hold them as JSON text"
     for key in ("messages", "conversations", "prompt", "completion"):
         turns = value.get(key)
         if not isinstance(turns, list):
             continue
         for turn in turns:
-            for call in (turn.get("tool_calls") or ()) if isinstance(turn, dict) else ():
-                if isinstance((call.get("function") or {}).get("arguments"), dict):
+            for call in _listed(turn.get("tool_calls")) if isinstance(turn, dict) else ():
+                function = call.get("function") if isinstance(call, dict) else None
+                if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
                     return None, f"{key}: Parquet fills arguments with nulls; hold them as JSON text"
         value[key] = [
             {k: v for k, v in turn.items() if v is not None or k == "content"} if isinstance(turn, dict) else turn
             for turn in turns
         ]
-    return {key: item for key, item in value.items() if item is not None}, None
+    return {key: item for key, item in value.items() if item is not None or key in named}, None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _listing(directory: Path) -> IO[bytes]:
     """A directory's documents, as the file that `_read_documents` reads: their names."""
-    import io
-
-    names = [str(path) for path in sorted(directory.rglob("*")) if path.suffix in DOCUMENTS and path.is_file()]
-    names = [name for name in names if not name.endswith(COMPLETIONS)]
-    return io.BytesIO("\n".join([str(directory), *names]).encode())
+    paths = [path for path in sorted(directory.rglob("*")) if path.suffix.lower() in DOCUMENTS and path.is_file()]
+    names = [str(path) for path in paths if not path.name.endswith(COMPLETIONS)]
+    return io.BytesIO(os.fsencode("\0".join([str(directory), *names])))
 
 
 def _read_documents(stream: IO[bytes]) -> Iterator[Read]:
     """Documents, each with its completion beside it: `a.txt` with `a.json` or `a.completion.txt`."""
-    directory, *names = stream.read().decode().split("\n")
+    directory, *names = os.fsdecode(stream.read()).split("\0")
     if not names:
         yield 1, None, f"holds no document ({', '.join(DOCUMENTS)})"
     for name in names:
@@ -354,7 +410,7 @@ def _plain(value: Any) -> Any:
 
 JSON_LINES = (".jsonl", ".ndjson")
 DIRECTORY = "directory"
-READERS: dict[str, Callable[[IO[bytes]], Iterator[Read]]] = {
+READERS: dict[str, Callable[..., Iterator[Read]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".json": _read_json,

@@ -21,12 +21,12 @@ COMPARED = 1500
 SHORT = 240
 """Characters of a text in a table."""
 CONTROL = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_(?:turn|image|role|text))>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>|</?(?:think|tool_call|tools)>"
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_[a-z]{1,9}>|"
+    r"\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>|</?(?:think|tool_call|tools)>"
 )
 """How chat templates write their control tokens."""
 HIDDEN = re.compile(f"{INVISIBLE.pattern}|{ODD_SPACES.pattern}|[\u2028\u2029\u200e\u200f\u061c]")
-MARKS = {"\n": "↵\n", "\t": "⇥\t", " ": "␣"}
+MARKS = {"\n": ("↵", "\n"), "\t": ("⇥", "\t"), " ": ("␣", "")}
 """What stands for white space that was changed."""
 NAMED = {"Cc", "Cf", "Mn", "Zl", "Zp", "Zs"}
 """Unicode categories of characters that stand as their code points where they were changed."""
@@ -44,7 +44,7 @@ def page(facts: Mapping[str, Any]) -> str:
     environment.filters |= {each.__name__: each for each in (count, share, visible, short, control, bars)}
     totals = {s: sum(value["splits"][s] for value in facts["balance"]) or 1 for s in SPLITS}
     told = {
-        "splits": split_sizes(facts),
+        "splits": [{"name": split, **facts["manifest"]["files"][f"{split}.jsonl"]} for split in SPLITS],
         "leaking": sum(sum(side["kinds"].values()) for side in facts["leaks"]),
         "stages": stages(facts),
         "changed": changes(facts),
@@ -57,11 +57,6 @@ def page(facts: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------- what is told
-
-
-def split_sizes(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Name, rows and groups of each split."""
-    return [{"name": split, **facts["manifest"]["files"][f"{split}.jsonl"]} for split in SPLITS]
 
 
 def step_names(facts: Mapping[str, Any]) -> list[str]:
@@ -96,17 +91,18 @@ def changes(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     the step itself left.
     """
     steps = step_names(facts)
-    redacted = any(finding["action"] != "pass" for finding in facts["privacy"])
+    redacted = {"privacy", "redact"} & {
+        *(c["step"] for c in facts["changes"]),
+        *(f["action"] for f in facts["privacy"]),
+    }
     redacts = steps.index("privacy") if redacted and "privacy" in steps else -1
     told = []
     for change in facts["changes"]:
         place = steps.index(change["step"]) if change["step"] in steps else len(steps)
-        shown = []
+        shown: list[tuple[str, Markup | None, Markup | None]] = []
         for row, before, after in change["shown"]:
-            sides = differ(before, after, exact=True)
-            if place == redacts:
-                sides = (None, visible(after))
-            shown.append((row, *(sides if place >= redacts else (None, None))))
+            left, right = differ(before, after, exact=True) if place > redacts else (None, visible(after))
+            shown.append((row, left, right if place >= redacts else None))
         told.append({"step": change["step"], "rows": change["rows"], "shown": shown})
     return told
 
@@ -146,8 +142,7 @@ def visible(text: object, exact: bool = False) -> Markup:
 
 def short(text: object, most: int = SHORT) -> Markup:
     """The beginning of a text, with how much follows."""
-    whole = str(text)
-    rest = len(whole) - most
+    rest = len(whole := str(text)) - most
     more = Markup(' <span class="more">… {} more characters</span>').format(count(rest))
     return visible(whole[:most]) + (more if rest > 0 else "")
 
@@ -161,7 +156,7 @@ def control(text: str) -> Markup:
     return Markup("").join([*pieces, visible(text[at:])])
 
 
-def differ(left: str, right: str, exact: bool = False) -> tuple[Markup | None, Markup | None]:
+def differ(left: str, right: str, exact: bool = False) -> tuple[Markup, Markup]:
     """Two texts, from shortly before they part, with the characters marked in which they differ."""
     part = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     begin = max(0, part - COMPARED // 4) if max(len(left), len(right)) > COMPARED else 0
@@ -174,11 +169,8 @@ def differ(left: str, right: str, exact: bool = False) -> tuple[Markup | None, M
             if piece:
                 shown = visible(piece, exact and kind != "equal")
                 side.append(shown if kind == "equal" else Markup("<mark>{}</mark>").format(shown))
-    first, second = (
-        Markup("").join(side) + short(text[begin + COMPARED :], 0)
-        for side, text in zip(sides, (left, right), strict=True)
-    )
-    return first, second
+    rest = [short(text[begin + COMPARED :], 0) for text in (left, right)]
+    return Markup("").join([*sides[0], rest[0]]), Markup("").join([*sides[1], rest[1]])
 
 
 def bars(bins: Sequence[Mapping[str, int]]) -> dict[str, Any]:
@@ -199,7 +191,7 @@ def bars(bins: Sequence[Mapping[str, int]]) -> dict[str, Any]:
 
 def _named(character: str) -> Markup:
     if character in MARKS:
-        return Markup('<span class="code">{}</span>').format(MARKS[character])
+        return Markup('<span class="code">{}</span>{}').format(*MARKS[character])
     return _code(character) if unicodedata.category(character) in NAMED else escape(character)
 
 
