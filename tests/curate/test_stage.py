@@ -267,3 +267,20 @@ def test_no_rows_left_says_which_step_left_them_out(project):
     with pytest.raises(UserError) as refused:
         project.curate()
     assert refused.value.text == "no rows are left\nhint: the steps leave out: empty: the completion is empty: 1 rows"
+
+
+def test_what_privacy_finds_stands_in_no_file_but_the_rows(project):
+    secret, mail = "AKIA2J5Q7XZL3PWR8KTM", "maria.keller@posteo.de"
+    texts = sentences(40)
+    project.section["steps"] = ["normalise", "privacy", "empty"]
+    project.section["privacy"] = {"email": "redact"}
+    project.section["split"] = {"shares": {"train": 1.0, "dev": 0.0, "gate": 0.0, "confirm": 0.0}}
+    project.write([*(pair(text) for text in texts), pair(f"write\u00a0to {mail} {texts[0]}", f"I wrote to {mail}.")])
+    rows = {row.source: row for row in project.curate()["train"]}
+    redacted = rows[f"write to [EMAIL_1] {texts[0]}"]
+    assert redacted.reference == "I wrote to [EMAIL_1]."
+    assert not [path.name for path in project.data.rglob("*") if path.is_file() and mail in path.read_text()]
+    project.write([*(pair(text) for text in texts), pair(f"the key is {secret} {texts[0]}")])
+    with pytest.raises(UserError, match="holds secret") as refused:
+        project.curate()
+    assert secret not in refused.value.text

@@ -240,13 +240,13 @@ def rendered_rows(out: Path, renderer: Renderer) -> list[dict[str, Any]]:
     chosen = {row_id for _, row_id in ids[:SHOWN_ROWS]}
     shown = []
     for row in read_split(out, "train"):
-        if row.id in chosen:
-            rendered = renderer.render(row)
+        for turn in row.turns() if row.id in chosen else ():
+            rendered = renderer.render(turn)
             decode = renderer.tokenizer.decode
             shown.append(
                 {
-                    "id": row.id,
-                    "group": row.group,
+                    "id": turn.id,
+                    "group": turn.group,
                     "tokens": len(rendered.input_ids),
                     "prompt": str(decode(rendered.prompt_ids)),
                     "completion": str(decode(rendered.completion_ids)),

@@ -163,14 +163,19 @@ def _one(
     row: Row, place: str, source: str, part: Part, context: Context, job: Job, kept: dict[str, list[int]]
 ) -> Row | None:
     """Clean one row and take its keys; the row as it stays, if it does."""
+    found = len(context.findings)
     cleaned = clean(row, context)
+    # What was found in a row stands nowhere else than in the row: its texts are not shown, before or after.
+    private = len(context.findings) > found
     for step, before, after in cleaned.changes:
         part.changed[step] += 1
-        if sum(shown[0] == step for shown in part.shown) < SHOWN:
+        if not private and sum(shown[0] == step for shown in part.shown) < SHOWN:
             part.shown.append((step, row.id, *_difference(before, after)))
     if cleaned.row is None:
         assert cleaned.drop is not None
-        part.dropped.append(Dropped(row.id, place, cleaned.step, cleaned.drop.reason, cleaned.drop.detail))
+        part.dropped.append(
+            Dropped(row.id, place, cleaned.step, cleaned.drop.reason, "" if private else cleaned.drop.detail)
+        )
         return None
     row, split = cleaned.row, job.curate.split
     if split.by is not None:
