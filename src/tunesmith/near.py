@@ -23,25 +23,27 @@ BATCH = 4096
 """Pairs of which the texts are held at once."""
 
 Hashes = NDArray[np.uint64]
+Numbers = NDArray[np.int64]
 Pairs = NDArray[np.int64]
 """Shape (n, 2): indices of two texts, the smaller first."""
 
 
-def shingles(forms: Sequence[str]) -> tuple[Hashes, Hashes]:
-    """Hashes of the character 5-grams of each text, and the offsets at which each text's begin (one more than texts).
+def shingles(forms: Sequence[str]) -> tuple[Hashes, Numbers]:
+    """The character 5-grams of each text as numbers of 40 bits, and the offsets at which each text's begin.
 
     `forms` are texts in `text.shingle_form`. A text has as many shingles as characters: the last ones run past its end.
+    There is one offset more than texts.
     """
-    hashes, lengths = [np.zeros(0, dtype=np.uint64)], [np.zeros(1, dtype=np.int64)]
+    codes, lengths = [np.zeros(0, dtype=np.uint64)], [np.zeros(1, dtype=np.int64)]
     for start in range(0, len(forms), FEW):
         some = forms[start : start + FEW]
-        hashes.append(_shingles(some))
+        codes.append(_shingles(some))
         lengths.append(np.array([len(form) for form in some], dtype=np.int64))
-    return np.concatenate(hashes), np.cumsum(np.concatenate(lengths)).astype(np.uint64)
+    return np.concatenate(codes), np.cumsum(np.concatenate(lengths))
 
 
 def _shingles(forms: Sequence[str]) -> Hashes:
-    """A byte for each character, and the five bytes from each on as one number, mixed."""
+    """A byte for each character, and the five bytes from each on as one number."""
     # Zeros part the texts, and what reads eight bytes must not run past the last.
     text = "\0\0\0\0".join([*forms, "\0\0\0\0"])
     if text.isascii():
@@ -51,18 +53,24 @@ def _shingles(forms: Sequence[str]) -> Hashes:
         # Characters beyond ASCII share 128 bytes; five in a row that all collide are one in 2^35.
         codes = np.where(wide < 128, wide, 128 + ((wide * np.uint32(2654435761)) >> np.uint32(25))).astype(np.uint8)
     runs: Hashes = np.ndarray(len(codes) - 7, dtype="<u8", buffer=codes, strides=(1,))
-    hashes = (runs[codes[:-7] != 0] & np.uint64(0xFF_FFFF_FFFF)) * np.uint64(0x9E3779B97F4A7C15)
+    return np.asarray(runs[codes[:-7] != 0] & np.uint64(0xFF_FFFF_FFFF), dtype=np.uint64)
+
+
+def _mixed(codes: Hashes) -> Hashes:
+    """Numbers as hashes, each bit of which depends on all (the finaliser of splitmix64)."""
+    hashes = codes * np.uint64(0x9E3779B97F4A7C15)
     hashes ^= hashes >> np.uint64(29)
     hashes *= np.uint64(0xBF58476D1CE4E5B9)
     hashes ^= hashes >> np.uint64(32)
-    return np.asarray(hashes, dtype=np.uint64)
+    return hashes
 
 
 def band_keys(forms: Sequence[str]) -> Hashes:
     """A key for each band of each text's signature, shape (texts, BANDS); texts that share one are candidates."""
     from rensa import RMinHash
 
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(*shingles(forms), SLOTS, SEED)
+    codes, offsets = shingles(forms)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(_mixed(codes), offsets.astype(np.uint64), SLOTS, SEED)
     slots = np.fromiter(chain.from_iterable(matrix.to_rows()), dtype=np.uint64, count=len(forms) * SLOTS)
     slots = slots.reshape(len(forms), SLOTS)[:, : BANDS * BAND].reshape(len(forms), BANDS, BAND)
     keys = np.zeros((len(forms), BANDS), dtype=np.uint64)
@@ -100,7 +108,7 @@ def candidates(bands: Iterable[Hashes]) -> Pairs:
     return found
 
 
-def similarities(pairs: Pairs, forms: Callable[[NDArray[np.int64]], Sequence[str]]) -> NDArray[np.float64]:
+def similarities(pairs: Pairs, forms: Callable[[Numbers], Sequence[str]]) -> NDArray[np.float64]:
     """The exact Jaccard similarity of each pair; `forms` gives the texts of some indices."""
     return np.concatenate([_similarities(part, forms) for part in _parts(pairs)] or [np.zeros(0)])
 
@@ -110,16 +118,17 @@ def _parts(pairs: Pairs) -> Iterator[Pairs]:
         yield pairs[start : start + BATCH]
 
 
-def _similarities(pairs: Pairs, forms: Callable[[NDArray[np.int64]], Sequence[str]]) -> NDArray[np.float64]:
+def _similarities(pairs: Pairs, forms: Callable[[Numbers], Sequence[str]]) -> NDArray[np.float64]:
     needed, where = np.unique(pairs, return_inverse=True)
     texts = forms(needed)
-    sets: dict[int, set[str]] = {}
+    codes, offsets = shingles(texts)
+    sets: dict[int, Hashes] = {}
 
-    def set_of(index: int) -> set[str]:
-        if index not in sets:
-            padded = texts[index] + "\0" * (SHINGLE - 1)
-            sets[index] = {padded[start : start + SHINGLE] for start in range(len(texts[index]))}
-        return sets[index]
+    def set_of(text: int) -> Hashes:
+        if text not in sets:
+            own = np.sort(codes[offsets[text] : offsets[text + 1]])
+            sets[text] = own[np.append(own[1:] != own[:-1], True)] if len(own) else own
+        return sets[text]
 
     found = np.ones(len(pairs))
     sides = where.reshape(pairs.shape)
@@ -127,8 +136,9 @@ def _similarities(pairs: Pairs, forms: Callable[[NDArray[np.int64]], Sequence[st
         left, right = int(sides[place, 0]), int(sides[place, 1])
         # A text without a word is near nothing, not even to another one.
         if texts[left] != texts[right] or not texts[left]:
-            both = len(set_of(left) & set_of(right))
-            found[place] = both / max(1, len(set_of(left)) + len(set_of(right)) - both)
+            together = np.sort(np.concatenate((set_of(left), set_of(right))))
+            both = int(np.count_nonzero(together[1:] == together[:-1]))
+            found[place] = both / max(1, len(together) - both)
     return found
 
 

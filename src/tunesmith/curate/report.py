@@ -45,7 +45,8 @@ def page(facts: Mapping[str, Any]) -> str:
     totals = {s: sum(value["splits"][s] for value in facts["balance"]) or 1 for s in SPLITS}
     told = {
         "splits": [{"name": split, **facts["manifest"]["files"][f"{split}.jsonl"]} for split in SPLITS],
-        "leaking": sum(sum(side["kinds"].values()) for side in facts["leaks"]),
+        "leaking": sum(rows for side in facts["leaks"] for kind, rows in side["kinds"].items() if kind != "passage"),
+        "passages": sum(side["kinds"]["passage"] for side in facts["leaks"]),
         "stages": stages(facts),
         "changed": changes(facts),
         "pairs": pairs(facts),
