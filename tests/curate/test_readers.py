@@ -246,7 +246,7 @@ def test_every_line_that_is_not_utf_8_is_told_and_the_others_are_read(tmp_path, 
     (tmp_path / "pile.csv").write_bytes(b'prompt,completion\na,\xe4\nb,"x\n\xe4"\nc,d\n\xe4,e\n')
     got = lines(source("pile.csv"), tmp_path, scratch)
     assert [value for _, value, problem in got if not problem] == [pair("c", "d")]
-    assert [place for place, _, problem in got if problem] == ["pile.csv:2", "pile.csv:4", "pile.csv:5"]
+    assert [place for place, _, problem in got if problem] == ["pile.csv:2", "pile.csv:4", "pile.csv:6"]
 
 
 def test_a_header_that_is_not_utf_8_names_no_columns(tmp_path, scratch):
@@ -256,7 +256,7 @@ def test_a_header_that_is_not_utf_8_names_no_columns(tmp_path, scratch):
 
 
 def test_a_table_in_another_encoding_is_read_in_a_time_that_grows_with_its_lines(tmp_path, scratch):
-    (tmp_path / "pile.csv").write_bytes(b"prompt,completion\n" + b"a,\xe4\n" * 30_000)
+    (tmp_path / "pile.csv").write_bytes(b"prompt,completion\n" + b"a,\xe4\n" * 3000)
     calls = 0
 
     def count(frame, event, argument):
@@ -268,8 +268,8 @@ def test_a_table_in_another_encoding_is_read_in_a_time_that_grows_with_its_lines
         got = lines(source("pile.csv"), tmp_path, scratch)
     finally:
         sys.setprofile(None)
-    assert len(got) == 30_000
-    assert calls < 300_000
+    assert len(got) == 3000
+    assert calls < 60_000
 
 
 @pytest.mark.parametrize("content", [b'[{"a": 1}] [{"a": 2}]', b'[{"a": 1}]\n{"a": 2}', b'[{"a": 1}],'])

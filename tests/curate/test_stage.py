@@ -284,3 +284,24 @@ def test_what_privacy_finds_stands_in_no_file_but_the_rows(project):
     with pytest.raises(UserError, match="holds secret") as refused:
         project.curate()
     assert secret not in refused.value.text
+
+
+def test_a_second_curation_of_the_same_dataset_is_refused(project):
+    from filelock import FileLock
+
+    project.write([pair(text) for text in sentences(40)])
+    project.data.parent.mkdir()
+    with (
+        FileLock(project.data.with_name(".task.lock"), is_singleton=False),
+        pytest.raises(UserError, match="another curation is at work here"),
+    ):
+        project.curate()
+    project.curate()
+
+
+def test_a_dataset_with_a_damaged_split_is_made_anew_and_the_others_stay(project):
+    project.write([pair(text) for text in sentences(100)])
+    before = placed(project.curate())
+    gate = project.data / "gate.jsonl"
+    gate.write_bytes(gate.read_bytes()[:100])
+    assert placed(project.curate()) == before

@@ -7,11 +7,13 @@ Read and clean (in chunks, by the engine) → one of each → groups → splits 
 import runpy
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from tunesmith import bases
 from tunesmith.curate import dataset, facts, report
@@ -59,14 +61,30 @@ def curate(loaded: LoadedRecipe, script: Path | None, options: Options) -> None:
     """
     directory = loaded.data_directory
     scratch = directory / ".curate"
-    shutil.rmtree(scratch, ignore_errors=True)
-    (out := scratch / "out").mkdir(parents=True)
-    try:
-        manifest = _curate(loaded, script, options, scratch, out)
-        dataset.publish_dataset(out, directory, manifest)
-    finally:
+    with _alone(directory):
         shutil.rmtree(scratch, ignore_errors=True)
+        (out := scratch / "out").mkdir(parents=True)
+        try:
+            manifest = _curate(loaded, script, options, scratch, out)
+            dataset.publish_dataset(out, directory, manifest)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     say(f"{directory}: " + ", ".join(f"{s} {manifest['files'][f'{s}.jsonl']['rows']}" for s in SPLITS) + " rows")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep a second curation of the same dataset out while one is at work."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{directory}: another curation is at work here; wait until it is done") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _curate(loaded: LoadedRecipe, script: Path | None, options: Options, scratch: Path, out: Path) -> dict[str, Any]:
