@@ -753,3 +753,12 @@ def test_parquet_with_calls_of_another_kind_is_refused_with_its_line(project, ca
 def test_parquet_with_tools_of_another_kind_is_refused_with_its_line(project):
     write_parquet(project, [{"messages": [user(), assistant()], "tools": 3}])
     assert refused_file(project) == ["pile.parquet:1: tools: must be a list of objects"]
+
+
+def test_parquet_puts_no_nulls_into_messages_of_our_own_rows(project):
+    rows = [OWN, OWN | {"id": "r2", "messages": [user("b") | {"name": "ann"}], "completion": assistant("c")}]
+    write_parquet(project, rows)
+    assert {row.id: row.messages[0].as_dict() for row in project.curate()["train"]} == {
+        "r1": user(),
+        "r2": user("b") | {"name": "ann"},
+    }

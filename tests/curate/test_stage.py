@@ -82,7 +82,7 @@ def test_rows_of_one_prompt_with_different_answers_are_left_out_and_told(project
     assert "is it so" not in by_prompt(splits)
     assert project.manifest()["dropped"] == {"duplicates": {"the same prompt with another completion": 2}}
     told = [json.loads(line) for line in (project.data / "dropped.jsonl").read_text().splitlines()]
-    assert sorted(entry["place"] for entry in told) == ["pile:51", "pile:52"]
+    assert sorted(entry["place"] for entry in told) == ["pile.jsonl:51", "pile.jsonl:52"]
 
 
 # ---------------------------------------------------------------------- the order of rows, and more of them
@@ -172,7 +172,7 @@ def test_a_refused_curation_leaves_nothing(project):
 
 def test_ids_that_stand_twice_are_refused_with_their_lines(project):
     project.write([pair(text, id="same") for text in sentences(3)])
-    with pytest.raises(UserError, match=r"pile:\d: id 'same' stands on another row already"):
+    with pytest.raises(UserError, match=r"pile.jsonl:\d: id 'same' stands on another row already"):
         project.curate()
 
 
@@ -305,3 +305,16 @@ def test_a_dataset_with_a_damaged_split_is_made_anew_and_the_others_stay(project
     gate = project.data / "gate.jsonl"
     gate.write_bytes(gate.read_bytes()[:100])
     assert placed(project.curate()) == before
+
+
+def test_what_a_data_set_calls_source_and_licence_itself_is_kept(project):
+    project.write([pair(text, source="web", licence="none") for text in sentences(30)])
+    row = next(iter(project.curate()["train"]))
+    assert row.meta["source"] == "pile"
+    assert row.meta["original"] == {"source": "web", "licence": "none"}
+
+
+def test_rows_that_all_contradict_each_other_leave_nothing_to_cut(project):
+    project.write([pair("a", "b"), pair("A", "c")])
+    with pytest.raises(UserError, match="no rows are left to cut"):
+        project.curate()

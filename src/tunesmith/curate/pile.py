@@ -29,6 +29,7 @@ class Pile:
         self.dropped_path = scratch / "dropped.jsonl"
         self.dropped_path.touch()
         self.strata: dict[int, str] = {}
+        self.labels: dict[int, str] = {}
         self.read: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
@@ -70,6 +71,7 @@ class Pile:
 
     def _note(self, part: Part) -> None:
         self.strata |= part.strata
+        self.labels |= part.labels
         self.read += part.read
         self.made += part.made
         self.changed += part.changed
@@ -81,6 +83,10 @@ class Pile:
             self.drop(dropped)
         self.findings += part.findings
         self.problems += part.problems
+
+    def place(self, index: int) -> str:
+        """The file and line that a row came from."""
+        return f"{self.labels[int(self.columns['file'][index])]}:{self.columns['line'][index]}"
 
     def values(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """The rows at some indices, as JSON values."""
@@ -121,8 +127,7 @@ class Pile:
         told = list(indices)
         details = self.values(twins) if twins is not None else iter([{"id": ""}] * len(told))
         for index, value, twin in zip(told, self.values(told), details, strict=True):
-            place = f"{value['meta']['source']}:{self.columns['line'][index]}"
-            self.drop(Dropped(value["id"], place, step, reason, twin["id"]))
+            self.drop(Dropped(value["id"], self.place(index), step, reason, twin["id"]))
 
 
 SHOWN = 3

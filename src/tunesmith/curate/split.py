@@ -91,6 +91,8 @@ def cut(
     stays = np.setdiff1d(kept, tied)
     is_kept[tied] = False
     groups = components(total, edges[is_kept[edges].all(axis=1)])
+    if not len(stays):
+        raise UserError(f"{where}: no rows are left to cut; {total} were there before copies and contradictions went")
     splits = np.full(total, NOWHERE, dtype=np.int8)
     splits[stays] = _deal(columns, stays, groups[stays], old[stays], policy)
     shares = policy.shares

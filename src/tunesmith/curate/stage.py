@@ -175,8 +175,8 @@ def _ids_twice(pile: Pile) -> list[str]:
     order = np.lexsort([exact, ids])
     twice = order[1:][(ids[order[1:]] == ids[order[:-1]]) & (exact[order[1:]] != exact[order[:-1]])]
     return [
-        f"{value['meta']['source']}:{line}: id {value['id']!r} stands on another row already; ids are unique"
-        for value, line in zip(pile.values(twice.tolist()), pile.columns["line"][twice].tolist(), strict=True)
+        f"{pile.place(index)}: id {value['id']!r} stands on another row already; ids are unique"
+        for index, value in zip(twice.tolist(), pile.values(twice.tolist()), strict=True)
     ]
 
 

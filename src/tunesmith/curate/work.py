@@ -31,7 +31,7 @@ from tunesmith.text import duplicate_key, shingle_form
 TRANSFORM = 1
 """Raised whenever the same source and recipe would give other rows; stands in every row."""
 
-COLUMNS = ("id", "exact", "asked", "answer", "prompt", "group", "point", "stratum", "day", "line", "source")
+COLUMNS = ("id", "exact", "asked", "answer", "prompt", "group", "point", "stratum", "day", "line", "file")
 """What is kept of each row beside its text, 8 bytes each: hashes, and where it stood."""
 
 NO_DAY = np.iinfo(np.int64).min
@@ -77,6 +77,9 @@ class Part:
     columns: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     bands: Hashes = field(default_factory=lambda: np.zeros((0, BANDS), dtype=np.uint64))
     strata: dict[int, str] = field(default_factory=dict)
+    """Strata by their hash."""
+    labels: dict[int, str] = field(default_factory=dict)
+    """Names of files by their hash."""
     read: Counter[str] = field(default_factory=Counter)
     """Lines read, by source."""
     made: Counter[str] = field(default_factory=Counter)
@@ -139,7 +142,8 @@ def work(chunk: Chunk, job: Job) -> Part:
             except Malformed as error:
                 part.problems += [f"{place}: row {row.id!r} {problem}" for problem in error.problems]
     part.findings = context.findings
-    kept["source"] = [chunk.source] * len(lines)
+    kept["file"] = [hash64(chunk.label)] * len(lines)
+    part.labels = {hash64(chunk.label): chunk.label}
     part.columns = {name: np.array(values, dtype=np.int64) for name, values in kept.items()}
     part.hold(lines, forms)
     if forms and job.curate.duplicates.near is not None:
@@ -187,7 +191,10 @@ def _one(
         raise Malformed(f"has no date at {split.time.field}, by which rows are cut")
     stratum = (value_of(row, split.stratify) or "") if split.stratify else ""
     provenance = {"source": source, "licence": job.licences.get(source, ""), "transform": TRANSFORM}
-    row = row.model_copy(update={"meta": {**(row.meta or {}), **provenance}})
+    meta = row.meta or {}
+    # What a data set calls by these names itself is kept beside.
+    own = {key: meta[key] for key in provenance if key in meta and meta[key] != provenance[key]}
+    row = row.model_copy(update={"meta": {**meta, **provenance, **({"original": own} if own else {})}})
     part.strata[hash64(stratum)] = stratum
     for name, number in keys(row).items():
         kept[name].append(number)
