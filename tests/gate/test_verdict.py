@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.errors import UserError
-from tunesmith.files import write_json, write_jsonl
+from tunesmith.files import read_json, sha256_file, write_json, write_jsonl
 from tunesmith.gate.evidence import Arm, Evidence, read_evidence
 from tunesmith.gate.stage import gate
 from tunesmith.gate.verdict import cost, describe, failures, fields, judge, micro
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import LoadedRecipe, Recipe, load_recipe
 from tunesmith.runs import Run
 
 MakeEvidence = Callable[..., Evidence]
@@ -421,8 +421,32 @@ def stored(tmp_path: Path, make_evidence: MakeEvidence) -> Run:
     return run
 
 
+def loaded_over(root: Path, repository: Path, gate_prompt: str, sets: Sequence[str] = ()) -> LoadedRecipe:
+    """The smoke recipe over a data set of one training and one gate row."""
+    directory = root / "data" / "smoke"
+    files = {}
+    for split, prompt in (("train", "the red cup is here"), ("dev", ""), ("gate", gate_prompt), ("confirm", "")):
+        messages, completion = [{"role": "user", "content": prompt}], {"role": "assistant", "content": "{}"}
+        row = {"id": split, "group": split, "messages": messages, "completion": completion}
+        write_jsonl(directory / f"{split}.jsonl", [row] if prompt else [])
+        files[f"{split}.jsonl"] = {"rows": 1, "groups": 1, "sha256": sha256_file(directory / f"{split}.jsonl")}
+    write_json(directory / "manifest.json", {"files": files})
+    loaded = load_recipe("smoke", root=repository, sets=sets)
+    loaded.root = root
+    return loaded
+
+
+def test_the_gate_looks_for_its_rows_in_train_itself(stored: Run, repository: Path, tmp_path: Path) -> None:
+    loaded = loaded_over(tmp_path, repository, "The RED cup is here!")
+    gate(loaded, stored, tmp_path / "ledger.jsonl", tmp_path)
+    verdict = read_json(tmp_path / "verdict.json")
+    assert verdict["verdict"] == "INVALID"
+    assert not_passing(verdict) == {"no_leaks"}
+    assert "normalised 1" in verdict["reasons"][0]
+
+
 def test_verdict_json_has_every_key_that_is_promised(stored: Run, repository: Path, tmp_path: Path) -> None:
-    loaded = load_recipe("smoke", root=repository, sets=["seed=3"])
+    loaded = loaded_over(tmp_path, repository, "the blue pen is away", ["seed=3"])
     gate(loaded, stored, tmp_path / "ledger.jsonl", tmp_path)
     verdict = json.loads((tmp_path / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["schema"] == 1
@@ -455,7 +479,7 @@ def test_verdict_json_has_every_key_that_is_promised(stored: Run, repository: Pa
 
 
 def test_a_verdict_leaves_one_line_in_the_ledger(stored: Run, repository: Path, tmp_path: Path) -> None:
-    loaded, ledger = load_recipe("smoke", root=repository), tmp_path / "ledger.jsonl"
+    loaded, ledger = loaded_over(tmp_path, repository, "the blue pen is away"), tmp_path / "ledger.jsonl"
     gate(loaded, stored, ledger, tmp_path / "first")
     gate(loaded, stored, ledger, tmp_path / "second")
     (line,) = map(json.loads, ledger.read_text(encoding="utf-8").splitlines())
