@@ -36,8 +36,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, Tra
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from tunesmith import hardware  # noqa: E402
-from tunesmith.evaluate.general import documents  # noqa: E402
 from tunesmith.files import write_json  # noqa: E402
+from tunesmith.probes import general_documents  # noqa: E402
 from tunesmith.prompt import Rendered, Renderer, common_prefix  # noqa: E402
 from tunesmith.runs import versions  # noqa: E402
 from tunesmith.train.sampler import FamilySampler  # noqa: E402
@@ -111,7 +111,7 @@ class Bench:
             bare = [Rendered(row.prompt_ids[shared:], row.completion_ids, row.ends) for row in rows]
             mean = statistics.mean(len(row.input_ids) for row in bare)
             shared = round(mean * share / (100 - share))
-            text = self.renderer.tokenizer(" ".join(documents()) * 4)["input_ids"][:shared]
+            text = self.renderer.tokenizer(" ".join(general_documents()) * 4)["input_ids"][:shared]
             if len(text) < shared:
                 raise SystemExit(f"the general text has {len(text)} tokens, {share} % of these rows needs {shared}")
             rows = [Rendered(text + row.prompt_ids, row.completion_ids, row.ends) for row in bare]
