@@ -115,8 +115,8 @@ def read_texts(directory: Path) -> Iterator[str]:
 
 def ours(directory: Path) -> list[int]:
     """The near-duplicate step: keys by chunk in as many processes as cores, a pile on disk, exact similarities."""
+    from tunesmith.curate.chunks import cut
     from tunesmith.curate.pile import Pile
-    from tunesmith.curate.readers import cut
     from tunesmith.near import components
 
     chunks = cut(0, "rows.jsonl", directory / "rows.jsonl", None, spooled=False)

@@ -33,6 +33,7 @@ NOUNS = {
     "runs",
     "schema",
     "sections",
+    "templates",
     "text",
     "tokens",
     "upstream",

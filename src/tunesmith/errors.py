@@ -5,12 +5,16 @@ TunesmithError
  ├── Diverged         20   training produced a loss that is not a number
  └── EnvironmentFault 21   disk, memory, network, or a file that is not the pinned one
 
-Every message reads `where: what is wrong; what to do`. A UserError carries all problems found,
-never only the first. Anything else that is raised is a bug of ours and shows its traceback.
+Every message reads `where: what is wrong; what to do`. A UserError carries all problems found, never only the first;
+of very many, the first are told and the rest counted. Anything else that is raised is a bug of ours and shows its
+traceback.
 """
 
 from collections.abc import Sequence
 from enum import IntEnum
+
+SHOWN = 20
+"""Problems that are told in full."""
 
 
 class ExitCode(IntEnum):
@@ -41,8 +45,10 @@ class TunesmithError(Exception):
 
     @property
     def text(self) -> str:
-        """All problems, one a line, and the hint on a line of its own."""
-        lines = list(self.problems)
+        """The problems, one a line, and the hint on a line of its own."""
+        lines = self.problems[:SHOWN]
+        if (more := len(self.problems) - SHOWN) > 0:
+            lines.append(f"and {more} more")
         if self.hint:
             lines.append(f"hint: {self.hint}")
         return "\n".join(lines)

@@ -51,8 +51,7 @@ class Leak:
 def row_texts(rows: Iterable[Row]) -> Iterator[Text]:
     """What rows are compared by: what they ask, without the system message; and their group."""
     for row in rows:
-        asked = "\n".join(m.content or "" for m in row.messages if m.role != "system")
-        yield Text(row.id, asked, row.group)
+        yield Text(row.id, row.prompt_text, row.group)
 
 
 def find_leaks(left: Iterable[Text], right: Sequence[Text], near: float | None = 0.8) -> list[Leak]:

@@ -9,6 +9,7 @@ transformers 5.23, and `split_special_tokens` for the completion).
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import UserError
@@ -140,6 +141,12 @@ class Renderer:
         """The texts that this tokenizer would read as one control token."""
         special = set(self.tokenizer.all_special_tokens)
         return sorted(special | {token.content for token in self.tokenizer.added_tokens_decoder.values()})
+
+    def pieces(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
+        """Token ids as text for a reader: runs of text, each with whether it is control tokens."""
+        control = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        runs = groupby(ids, key=lambda token: token in control)
+        return [(str(self.tokenizer.decode(list(run))), is_control) for is_control, run in runs]
 
     def digest(self, systems: Iterable[str]) -> str:
         """Hash of everything that decides a prompt: template, tokenizer, special tokens, system messages, version."""

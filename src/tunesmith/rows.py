@@ -7,6 +7,7 @@ and arguments keep their exact JSON: what was not in the line is not in the row.
 
 import json
 from collections.abc import Iterable, Sequence
+from math import isinf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,6 @@ from tunesmith.files import read_json, sha256_file
 
 Split = Literal["train", "dev", "gate", "confirm"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "gate", "confirm")
-
-MAX_PROBLEMS_SHOWN = 20
 
 
 class Message(BaseModel):
@@ -86,6 +85,11 @@ class Row(BaseModel):
         return self.completion.content or ""
 
     @property
+    def prompt_text(self) -> str:
+        """What the row asks: the text of its messages without the system's."""
+        return "\n".join(m.content or "" for m in self.messages if m.role != "system")
+
+    @property
     def source(self) -> str:
         """The text of the last user message: what an answer may copy from."""
         return next((m.content or "" for m in reversed(self.messages) if m.role == "user"), "")
@@ -100,7 +104,7 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises:
         UserError: the file is missing or empty, or lines are not UTF-8, not JSON, not a row, or repeat an id; every
-            bad line is named (the first 20 in full).
+            bad line is named.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; `tunesmith curate` makes it")
@@ -123,9 +127,7 @@ def read_rows(path: Path) -> list[Row]:
             first_line.setdefault(row.id, number)
             rows.append(row)
     if problems:
-        more = len(problems) - MAX_PROBLEMS_SHOWN
-        shown = problems[:MAX_PROBLEMS_SHOWN] + ([f"{path}: and {more} more"] if more > 0 else [])
-        raise UserError(shown, hint="a row is {id, group, messages, completion, tools?, meta?}; fix the lines named")
+        raise UserError(problems, hint="a row is {id, group, messages, completion, tools?, meta?}; fix the lines named")
     if not rows:
         raise UserError(f"{path}: holds no rows")
     return rows
@@ -138,8 +140,8 @@ def parse(raw: bytes) -> Any:
         ValueError: says what is wrong, without a place.
     """
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
-        # Python reads 1e999 as infinity and a lone \ud800 as text; no file and no tokenizer takes them.
+        value = json.loads(raw.decode("utf-8"), **STRICT)
+        # Python reads a lone \ud800 as text; no file and no tokenizer takes it.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start}); save the file as UTF-8") from None
@@ -149,6 +151,21 @@ def parse(raw: bytes) -> Any:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno}); each line is one JSON object") from None
     except RecursionError:
         raise ValueError("nested too deeply to be read; a row is a few levels deep") from None
+    return value
+
+
+def whole_number(digits: str) -> int:
+    """A whole number of no more digits than Python reads."""
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"a number of {len(digits)} digits is too large; write it as text") from None
+
+
+def real_number(digits: str) -> float:
+    """A number that is not beyond what a float holds: Python reads 1e999 as infinity."""
+    if isinf(value := float(digits)):
+        raise ValueError(f"the number {digits[:20]} is too large; write it as text")
     return value
 
 
@@ -164,6 +181,27 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {repeated!r} stands twice in one object; keep one")
     return dict(pairs)
+
+
+STRICT: dict[str, Any] = {
+    "object_pairs_hook": no_duplicates,
+    "parse_constant": no_constant,
+    "parse_int": whole_number,
+    "parse_float": real_number,
+}
+"""What makes Python's JSON decoder strict."""
+
+
+def kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def function_of(tool: dict[str, Any]) -> dict[str, Any]:
+    """The function of a tool or of a tool call, with or without the `{"type": "function"}` around it."""
+    function: dict[str, Any] = tool.get("function") or tool
+    return function
 
 
 def lower(message: str) -> str:
@@ -187,6 +225,11 @@ class Dataset:
     def manifest_path(self) -> Path:
         """Written last at curation, so a directory without it is unfinished."""
         return self.directory / "manifest.json"
+
+    @property
+    def next_manifest_path(self) -> Path:
+        """The manifest of a dataset that is just being moved into its place; left behind where that was interrupted."""
+        return self.directory / "manifest.next.json"
 
     def exists(self) -> bool:
         """Whether curation has finished here."""
@@ -221,15 +264,21 @@ class Dataset:
         return manifest
 
     def intact(self) -> tuple[dict[str, Any], list[Split]]:
-        """The manifest, unchecked, and the splits that still have the bytes it names; nothing where there is none."""
-        try:
-            manifest: dict[str, Any] = read_json(self.manifest_path)
-            files = manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}, []
+        """The manifest, unchecked, and the splits that still have the bytes it names; nothing where there is none.
+
+        Where a curation was interrupted while it moved its files into their place, some splits are of its manifest.
+        """
+        manifests = [
+            manifest
+            for path in (self.manifest_path, self.next_manifest_path)
+            if isinstance(manifest := _json_or_none(path), dict) and isinstance(manifest.get("files"), dict)
+        ]
+        known: dict[Split, set[str]] = {
+            split: {str(m["files"].get(f"{split}.jsonl", {}).get("sha256")) for m in manifests} for split in SPLITS
+        }
         paths = {split: self.directory / f"{split}.jsonl" for split in SPLITS}
-        same = [s for s, path in paths.items() if path.is_file() and sha256_file(path) == files[path.name]["sha256"]]
-        return manifest, same
+        same = [split for split, path in paths.items() if path.is_file() and sha256_file(path) in known[split]]
+        return (manifests[0] if manifests else {}), same
 
     def digest(self, split: Split) -> str:
         """The sha256 of one split file, as the manifest states it."""
@@ -239,6 +288,13 @@ class Dataset:
     def rows(self, split: Split) -> list[Row]:
         """All rows of one split, in file order."""
         return read_rows(self.directory / f"{split}.jsonl")
+
+
+def _json_or_none(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
 
 
 def system_messages(rows: Iterable[Row]) -> list[str]:

@@ -171,6 +171,41 @@ def test_a_completion_that_is_no_label_is_left_out():
     assert run("completion", row(completion="yes"), labels=["yes", "no"]).reference == "yes"
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]},
+    },
+}
+CALLS = {
+    "as offered": ("weather", '{"days": 3}', True),
+    "as offered, arguments as an object": ("weather", {"days": 3}, True),
+    "a tool that is not offered": ("forecast", '{"days": 3}', False),
+    "an argument of another type": ("weather", '{"days": "3"}', False),
+    "an argument that is missing": ("weather", "{}", False),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments", "stays"), CALLS.values(), ids=CALLS.keys())
+def test_a_call_must_be_one_that_the_row_offers(name, arguments, stays):
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    one = row().model_copy(
+        update={"tools": [WEATHER], "completion": Message(role="assistant", content=None, tool_calls=[call])}
+    )
+    assert (run("completion", one) == one) is stays
+    assert stays or isinstance(run("completion", one), Drop)
+
+
+def test_a_tool_of_types_that_json_schema_does_not_know_is_held_to_its_name_alone():
+    tool = {"name": "f", "parameters": {"type": "dict", "properties": {}}}
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    one = row().model_copy(
+        update={"tools": [tool], "completion": Message(role="assistant", content=None, tool_calls=[call])}
+    )
+    assert run("completion", one) == one
+
+
 def test_a_completion_that_copies_the_prompt_is_left_out():
     text = "please write the minutes of the meeting that we held on monday in the large room"
     assert isinstance(run("copying", row(prompt=text, completion=text.upper() + "!")), Drop)

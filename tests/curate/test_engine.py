@@ -13,7 +13,7 @@ from tunesmith.errors import UserError
 @pytest.fixture
 def pile(project, monkeypatch):
     """Rows in many small chunks, with copies, and one that is left out."""
-    monkeypatch.setattr("tunesmith.curate.readers.CHUNK_BYTES", 2048)
+    monkeypatch.setattr("tunesmith.curate.chunks.CHUNK_BYTES", 2048)
     texts = sentences(120)
     project.write(
         [

@@ -276,6 +276,17 @@ def test_alpaca_takes_system_and_history_which_is_not_learned():
     assert got["meta"] == {"colour": "red"}
 
 
+def test_the_meta_of_a_line_is_the_rows_meta():
+    value = pair("a", "b") | {"meta": {"customer": "c1", "score": None}, "colour": "red"}
+    assert only(value)["meta"] == {"customer": "c1", "score": None, "colour": "red"}
+    assert only(pair("a", "b") | {"meta": "text"})["meta"] == {"meta": "text"}
+
+
+def test_a_key_that_stands_in_meta_and_beside_it_is_refused():
+    value = pair("a", "b") | {"meta": {"colour": "blue"}, "colour": "red"}
+    assert refused(value) == ["meta: colour stands in it and beside it; keep one"]
+
+
 def test_alpaca_tools_are_tools_and_not_meta():
     got = only({"instruction": "a", "output": "b", "tools": '[{"name": "f"}]'})
     assert got["tools"] == [{"name": "f"}]

@@ -16,8 +16,9 @@ from pyarrow import parquet
 
 from tests.curate.conftest import pair
 from tunesmith.cli import guarded
+from tunesmith.curate import chunks as chunks_of
 from tunesmith.curate import readers
-from tunesmith.curate.readers import chunks, cut
+from tunesmith.curate.chunks import chunks, cut
 from tunesmith.curation import SourceSection
 from tunesmith.errors import EnvironmentFault, ExitCode, UserError
 
@@ -133,7 +134,7 @@ def test_any_cut_into_chunks_gives_the_same_lines(tmp_path_factory, content, siz
 
     def read(size):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(readers, "CHUNK_BYTES", size)
+            patch.setattr(chunks_of, "CHUNK_BYTES", size)
             found = list(cut(0, "pile", path, source("pile.jsonl"), spooled=False))
         return found, [line for chunk in found for line in chunk.lines()]
 
@@ -151,7 +152,7 @@ def test_any_cut_into_chunks_gives_the_same_lines(tmp_path_factory, content, siz
 def test_chunks_of_what_is_no_json_lines_keep_the_places_of_the_file(tmp_path, scratch, monkeypatch, suffix):
     (tmp_path / f"pile.{suffix}").write_bytes(CONTENT[suffix])
     whole = lines(source(f"pile.{suffix}"), tmp_path, scratch)
-    monkeypatch.setattr(readers, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunks_of, "CHUNK_BYTES", 1)
     section = source(f"pile.{suffix}")
     assert len(list(chunks(0, section, tmp_path, scratch))) == 3
     assert lines(section, tmp_path, scratch) == whole
@@ -398,7 +399,7 @@ def remote(monkeypatch):
     files = fsspec.filesystem("memory", skip_instance_cache=True)
     files.store = {}
     files.pseudo_dirs = [""]
-    monkeypatch.setattr(readers, "hub", lambda: files)
+    monkeypatch.setattr(chunks_of, "hub", lambda: files)
     return lambda name, data: files.pipe_file(f"/datasets/org/set@{REVISION}/{name}", data)
 
 
@@ -454,7 +455,7 @@ def test_a_stream_that_breaks_off_is_the_networks_fault(tmp_path, scratch, remot
         readinto = readline = read1 = __next__ = read
 
     remote(f"pile.{suffix}", CONTENT[suffix])
-    monkeypatch.setattr(type(readers.hub()), "open", lambda *arguments, **options: Broken(CONTENT[suffix]))
+    monkeypatch.setattr(type(chunks_of.hub()), "open", lambda *arguments, **options: Broken(CONTENT[suffix]))
     with pytest.raises(EnvironmentFault) as fault:
         lines(on_the_hub(f"pile.{suffix}"), tmp_path, scratch)
     assert fault.value.text == f"org/set/pile.{suffix}: cannot be read from the Hub (ConnectionResetError)"

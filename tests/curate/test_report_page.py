@@ -216,8 +216,15 @@ def rich():
                 "id": f"t-{n}",
                 "group": f"customer={n}",
                 "tokens": 137 + n,
-                "prompt": f"<|im_start|>user\n  {text}\n\ttabbed<|im_end|>\n<|im_start|>assistant\n",
-                "completion": f'{{"answer": "{text}"}}<|im_end|>',
+                "prompt": [
+                    ("<|im_start|>", True),
+                    (f"user\n  {text}\n\ttabbed", False),
+                    ("<|im_end|>", True),
+                    ("\n", False),
+                    ("<|im_start|>", True),
+                    ("assistant\n", False),
+                ],
+                "completion": [(f'{{"answer": "{text}"}}', False), ("<|im_end|>", True)],
             }
             for n, text in enumerate((EVIL, BREAKOUT, HEBREW, LONG, "Where is my order?", "a & b < c"))
         ],
@@ -385,18 +392,26 @@ def test_what_was_not_looked_for_is_not_told_as_not_found():
     assert "personal data was not looked for" in found.text("top")
 
 
+def joined(pieces):
+    return "".join(text for text, _ in pieces)
+
+
 def test_loss_falls_on_the_completions_and_nothing_else(full):
     facts = rich()
-    assert full.losses == [row["completion"] for row in facts["rows"]]
+    assert full.losses == [joined(row["completion"]) for row in facts["rows"]]
     # A parser drops the line end that a <pre> begins with; white space is kept otherwise.
     assert [text.removeprefix("\n") for text in full.shown] == [
-        row["prompt"] + row["completion"] for row in facts["rows"]
+        joined(row["prompt"] + row["completion"]) for row in facts["rows"]
     ]
 
 
 def test_the_control_tokens_are_told_apart():
     html = page(rich())
     assert html.count('<span class="control">&lt;|im_start|&gt;</span>') == 2 * len(rich()["rows"])
+    # Text that only spells a control token is text.
+    facts = rich()
+    facts["rows"][0]["prompt"][1] = ("<|im_start|>", False)
+    assert page(facts).count('<span class="control">&lt;|im_start|&gt;</span>') == 2 * len(rich()["rows"])
 
 
 def test_the_headline_is_the_funnel_and_the_splits(full, empty):
@@ -469,7 +484,8 @@ def test_what_nobody_sees_is_written_out():
     for code in ("U+200B", "U+00A0", "U+202E", "U+0301", "⇥"):
         assert code in text
     hidden = set("\u200b\u00a0\u202e\u2066\u200f")
-    facts["rows"][0]["prompt"] = facts["near"]["shown"][0]["left"][1] = "".join(sorted(hidden))
+    facts["near"]["shown"][0]["left"][1] = "".join(sorted(hidden))
+    facts["rows"][0]["prompt"][1] = ("".join(sorted(hidden)), False)
     assert not hidden & set(page(facts))
 
 

@@ -6,9 +6,12 @@ import random
 import pytest
 
 from tests.curate.conftest import pair
+from tunesmith.curate.split import Known
+from tunesmith.curate.work import hash64
 from tunesmith.errors import UserError
+from tunesmith.files import publish
 from tunesmith.leaks import find_leaks, row_texts
-from tunesmith.rows import SPLITS
+from tunesmith.rows import SPLITS, Dataset
 
 WORDS = [
     f"{a}{b}"
@@ -193,7 +196,7 @@ def test_several_processes_write_the_same_bytes(project, monkeypatch):
     project.write(lines)
     project.curate(workers=1)
     first = digests(project)
-    monkeypatch.setattr("tunesmith.curate.readers.CHUNK_BYTES", 4096)
+    monkeypatch.setattr("tunesmith.curate.chunks.CHUNK_BYTES", 4096)
     project.curate(workers=2, recut=True)
     assert digests(project) == first
 
@@ -266,7 +269,10 @@ def test_no_rows_left_says_which_step_left_them_out(project):
     project.write([pair("...", "!!!")])
     with pytest.raises(UserError) as refused:
         project.curate()
-    assert refused.value.text == "no rows are left\nhint: the steps leave out: empty: the completion is empty: 1 rows"
+    assert (
+        refused.value.text
+        == f"{project.data}: no rows are left\nhint: the steps leave out: empty: the completion is empty: 1 rows"
+    )
 
 
 def test_what_privacy_finds_stands_in_no_file_but_the_rows(project):
@@ -307,11 +313,53 @@ def test_a_dataset_with_a_damaged_split_is_made_anew_and_the_others_stay(project
     assert placed(project.curate()) == before
 
 
+def test_an_interrupted_publication_is_read_by_no_stage_and_forgets_no_place(project, monkeypatch):
+    project.write([pair(text) for text in sentences(100)])
+    before = placed(project.curate())
+    moved = []
+
+    def stop_half_way(source, target):
+        if len(moved) == 4:
+            raise KeyboardInterrupt
+        moved.append(target.name)
+        publish(source, target)
+
+    # New rows, one of which stands near an old one: only who knows all old places can place it.
+    project.write([pair(text) for text in (*sentences(100), *sentences(30, seed=1))])
+    monkeypatch.setattr("tunesmith.curate.dataset.publish", stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        project.curate()
+    assert {"confirm.jsonl", "dev.jsonl"} <= set(moved)
+    assert "train.jsonl" not in moved
+    with pytest.raises(UserError, match="differs from its manifest"):
+        Dataset(project.data).manifest()
+    monkeypatch.undo()
+    monkeypatch.setattr("tunesmith.curate.stage._renderer", lambda loaded: None)
+    # Another seed would place every row anew that is not known.
+    found = Known.of(Dataset(project.data), Dataset(project.data).intact()[1])
+    assert {hash64(row): SPLITS.index(split) for row, split in before.items()}.items() <= found.ids.items()
+    after = placed(project.curate())
+    assert before.items() <= after.items()
+    assert not (project.data / "manifest.next.json").exists()
+
+
 def test_what_a_data_set_calls_source_and_licence_itself_is_kept(project):
     project.write([pair(text, source="web", licence="none") for text in sentences(30)])
     row = next(iter(project.curate()["train"]))
     assert row.meta["source"] == "pile"
     assert row.meta["original"] == {"source": "web", "licence": "none"}
+
+
+def test_rows_that_contradict_each_other_are_refused_with_the_place_of_each_where_the_recipe_says_so(project):
+    project.section["steps"] = ["normalise", "empty", {"contradictions": "refuse"}]
+    project.write([pair("is it so", "yes"), *(pair(text) for text in sentences(50)), pair("Is it so?", "no")])
+    with pytest.raises(UserError) as refused:
+        project.curate()
+    assert refused.value.problems == [
+        "pile.jsonl:1: asks what pile.jsonl:52 asks, with another completion",
+        "pile.jsonl:52: asks what pile.jsonl:1 asks, with another completion",
+    ]
+    assert not project.data.exists() or not list(project.data.iterdir())
 
 
 def test_rows_that_all_contradict_each_other_leave_nothing_to_cut(project):

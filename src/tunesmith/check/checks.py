@@ -13,7 +13,7 @@ import jsonschema
 
 from tunesmith.leaks import find_leaks, row_texts
 from tunesmith.prompt import IGNORE, Rendered, Renderer
-from tunesmith.rows import Row
+from tunesmith.rows import Row, function_of
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
@@ -133,8 +133,8 @@ def unseen_tools(renderer: Renderer) -> Check:
         decode = renderer.tokenizer.decode
         failed = []
         for c in rows:
-            offered = [str((tool.get("function") or tool).get("name", "")) for tool in c.row.tools or ()]
-            called = [str((call.get("function") or call).get("name", "")) for call in c.row.completion.tool_calls or ()]
+            offered = [str(function_of(tool).get("name", "")) for tool in c.row.tools or ()]
+            called = [str(function_of(call).get("name", "")) for call in c.row.completion.tool_calls or ()]
             prompt = str(decode(c.rendered.prompt_ids)) if offered else ""
             completion = str(decode(c.rendered.completion_ids)) if called else ""
             if not all(name in prompt for name in offered) or not all(name in completion for name in called):

@@ -13,14 +13,15 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+from jsonschema.exceptions import UnknownType
 
 from tunesmith.curate import privacy
 from tunesmith.curate.formats import Malformed
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
-from tunesmith.near import shingles
+from tunesmith.near import similarities
 from tunesmith.prompt import Renderer
-from tunesmith.rows import Message, Row
+from tunesmith.rows import Message, Row, function_of
 from tunesmith.text import duplicate_key, shingle_form, tidy
 
 
@@ -62,11 +63,6 @@ def with_texts(row: Row, new: Iterable[str]) -> Row:
 
     messages = [changed(m) for m in row.messages]
     return row.model_copy(update={"messages": messages, "completion": changed(row.completion)})
-
-
-def prompt_text(row: Row) -> str:
-    """What a row asks: its messages without the system's."""
-    return "\n".join(m.content or "" for m in row.messages if m.role != "system")
 
 
 # ---------------------------------------------------------------------- the steps
@@ -119,7 +115,7 @@ def empty(row: Row, told: None, context: Context) -> Outcome:
     """A prompt or a completion that holds no letter and no digit."""
     if not row.completion.tool_calls and not re.search(r"\w", row.reference):
         return Drop("the completion is empty")
-    return row if re.search(r"\w", prompt_text(row)) else Drop("the prompt is empty")
+    return row if re.search(r"\w", row.prompt_text) else Drop("the prompt is empty")
 
 
 def truncated(row: Row, told: None, context: Context) -> Outcome:
@@ -175,7 +171,7 @@ def refusals(row: Row, told: None, context: Context) -> Outcome:
 
 def language(row: Row, told: str, context: Context) -> Outcome:
     """A row that is surely written in another language than the one told (ISO 639-1); short texts are let through."""
-    text = f"{prompt_text(row)}\n{row.reference}"
+    text = f"{row.prompt_text}\n{row.reference}"
     if sum(character.isalpha() for character in text) < SHORT_FOR_LANGUAGE:
         return row
     found, probability = _language_identifier().classify(text)
@@ -205,9 +201,12 @@ def length(row: Row, told: None, context: Context) -> Outcome:
 
 
 def completion(row: Row, told: None, context: Context) -> Outcome:
-    """A completion that the task does not allow: none of `curate.labels`, or not valid under `data.schema`."""
+    """A completion that the task does not allow: none of `curate.labels`, against `data.schema`, or a wrong call.
+
+    A call must name a tool that the row offers, with arguments that its `parameters` allow.
+    """
     if row.completion.tool_calls:
-        return row
+        return _calls_what_is_offered(row)
     if context.curate.labels:
         known = row.reference.strip() in context.curate.labels
         return row if known else Drop("the completion is none of curate.labels", row.reference[:60])
@@ -219,6 +218,24 @@ def completion(row: Row, told: None, context: Context) -> Outcome:
     return row if fault is None else Drop("the completion breaks data.schema", f"{fault.json_path}: {fault.validator}")
 
 
+def _calls_what_is_offered(row: Row) -> Outcome:
+    offered = {function.get("name"): function for function in map(function_of, row.tools or ())}
+    for call in map(function_of, row.completion.tool_calls or ()):
+        if call.get("name") not in offered:
+            return Drop("the completion calls a tool that the row does not offer", str(call.get("name")))
+        arguments = call.get("arguments", {})
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        parameters = offered[call["name"]].get("parameters", {})
+        try:
+            fault = next(iter(_validator(json.dumps(parameters)).iter_errors(value)), None)
+        except UnknownType:
+            # A dialect of types that JSON Schema does not know says nothing of the arguments.
+            continue
+        if fault is not None:
+            return Drop("the completion breaks the tool's parameters", f"{call['name']}: {fault.json_path}")
+    return row
+
+
 @cache
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(schema))
@@ -226,7 +243,8 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator:
 
 def copying(row: Row, told: float, context: Context) -> Outcome:
     """A completion that repeats the prompt: Jaccard similarity of their 5-grams of at least what is told."""
-    alike = overlap(row.source, row.reference)
+    forms = [shingle_form(row.source), shingle_form(row.reference)]
+    (alike,) = similarities(np.array([[0, 1]]), lambda indices: [forms[i] for i in indices.tolist()])
     same = alike >= told or duplicate_key(row.source) == duplicate_key(row.reference)
     return Drop("the completion copies the prompt", f"{alike:.2f} alike") if same else row
 
@@ -275,11 +293,3 @@ def clean(row: Row, context: Context) -> Cleaned:
             changes.append((step.name, row, outcome))
             row = outcome
     return Cleaned(row, tuple(changes))
-
-
-def overlap(a: str, b: str) -> float:
-    """Jaccard similarity of two texts' shingles."""
-    hashes, offsets = shingles([shingle_form(a), shingle_form(b)])
-    left, right = np.unique(hashes[: int(offsets[1])]), np.unique(hashes[int(offsets[1]) :])
-    both = len(np.intersect1d(left, right, assume_unique=True))
-    return both / max(1, len(left) + len(right) - both)

@@ -1,18 +1,18 @@
 """A finished dataset: split files, what was left out, manifest and card. Whole or absent; the manifest last."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from numpy.typing import NDArray
 
 from tunesmith.curate.pile import Numbers, Pile
 from tunesmith.curate.split import NOWHERE, Cut
 from tunesmith.files import publish, sha256_file, write_atomic, write_json
-from tunesmith.rows import SPLITS
+from tunesmith.rows import SPLITS, Dataset
+from tunesmith.templates import fill
 
 
 def write_splits(pile: Pile, cut: Cut, out: Path) -> dict[str, Any]:
@@ -62,33 +62,21 @@ def group_names(pile: Pile, cut: Cut) -> dict[int, str]:
     return dict(zip(labels[joined].tolist(), (v["group"] for v in pile.values(order[joined].tolist())), strict=True))
 
 
-def in_turns(strata: Numbers, rank: NDArray[Any]) -> Numbers:
-    """An order in which every prefix holds each stratum in its share; within a stratum by rank."""
-    order = np.lexsort([rank, strata])
-    begins = np.flatnonzero(np.concatenate([[True], strata[order][1:] != strata[order][:-1]]))
-    sizes = np.diff(np.concatenate([begins, [len(order)]]))
-    place = (np.arange(len(order)) - np.repeat(begins, sizes)) / np.repeat(sizes, sizes)
-    return np.asarray(order[np.lexsort([strata[order], place])], dtype=np.int64)
-
-
 def write_card(out: Path, about: str, manifest: Mapping[str, Any], recipe: str, lock: Mapping[str, Any]) -> None:
     """Write CARD.md: what these rows are, where they come from, what was left out."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tunesmith.curate", "."),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    text = environment.get_template("card.md.jinja").render(
-        about=about.strip(), manifest=manifest, recipe=recipe, lock=lock
-    )
-    write_atomic(out / "CARD.md", text)
+    told = {"about": about.strip(), "manifest": manifest, "recipe": recipe, "lock": lock}
+    write_atomic(out / "CARD.md", fill("tunesmith.curate", "card.md.jinja", told))
 
 
 def publish_dataset(out: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Move the finished files into their place; an interruption leaves a directory without a manifest, or whole."""
+    """Move the finished files into their place, the manifest last.
+
+    An interruption leaves splits that differ from the manifest, which no stage reads; the next curation still knows
+    where every row lies, since the manifest to be is there already.
+    """
+    dataset = Dataset(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "manifest.json").unlink(missing_ok=True)
+    write_json(dataset.next_manifest_path, manifest)
     for path in sorted(out.iterdir()):
         publish(path, directory / path.name)
-    write_json(directory / "manifest.json", manifest)
+    os.replace(dataset.next_manifest_path, dataset.manifest_path)

@@ -32,14 +32,22 @@ CONTRADICTION = "the same prompt with another completion"
 
 
 def find(pile: Pile, curate: CurateSection) -> Duplicates:
-    """Find copies, contradictions and near-duplicates among all rows of a pile."""
+    """Find copies, contradictions and near-duplicates among all rows of a pile.
+
+    Raises:
+        UserError: rows contradict each other and the recipe refuses that, or there are too many for `semantic`.
+    """
     columns = pile.columns
     everything = np.arange(len(pile))
     found = Duplicates(everything)
     _one_of_each(found, [columns["exact"]], columns["id"], COPY)
     _one_of_each(found, [columns["asked"], columns["answer"]], columns["exact"], NORMALISED)
-    if any(step.name == "contradictions" for step in curate.steps):
-        _contradictions(found, columns["asked"], columns["answer"])
+    for step in curate.steps:
+        if step.name == "contradictions":
+            before = len(found.dropped)
+            _contradictions(found, columns["asked"], columns["answer"])
+            if step.told == "refuse" and len(found.dropped) > before:
+                _refuse_contradictions(pile, found.dropped[before:])
     pairs = np.zeros((0, 2), dtype=np.int64)
     alike = np.zeros(0)
     if curate.duplicates.near is not None:
@@ -97,6 +105,16 @@ def _contradictions(found: Duplicates, asked: Numbers, answer: Numbers) -> None:
         (int(row), int(against), CONTRADICTION) for row, against in zip(order[disputed], other[disputed], strict=True)
     ]
     found.kept = np.sort(order[~disputed])
+
+
+def _refuse_contradictions(pile: Pile, dropped: list[tuple[int, int, str]]) -> None:
+    problems = [
+        f"{pile.place(row)}: asks what {pile.place(against)} asks, with another completion"
+        for row, against, _ in sorted(dropped)
+    ]
+    raise UserError(
+        problems, hint="nothing was written; keep the right one of each, or tell the step `contradictions: drop`"
+    )
 
 
 SEMANTIC_ROWS = 50_000

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
 
-from tunesmith.curate.readers import Chunk
+from tunesmith.curate.chunks import Chunk
 from tunesmith.curate.work import Job, Part, work
 from tunesmith.errors import UserError
 
@@ -65,7 +65,7 @@ def _ray(chunks: Iterable[Chunk], job: Job, workers: int | None) -> Iterator[Par
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=None)
+    rows = ray.data.from_items([{"chunk": chunk} for chunk in chunks])
     for done in rows.map(partial(_done, job=job)).iter_rows():
         yield done["part"]
 

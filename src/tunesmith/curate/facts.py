@@ -19,7 +19,7 @@ from tunesmith.leaks import KINDS, Leak, Text, find_leaks, row_texts
 from tunesmith.probes import probe_texts
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
-from tunesmith.rows import SPLITS
+from tunesmith.rows import SPLITS, Row
 
 SHOWN_ROWS = 20
 SHOWN_PAIRS = 8
@@ -187,7 +187,8 @@ def near_pairs(pile: Pile, duplicates: Duplicates, cut: Cut) -> dict[str, Any]:
 
 
 def _side(value: Mapping[str, Any]) -> list[str]:
-    return [value["id"], value["messages"][-1].get("content") or "", value["completion"].get("content") or ""]
+    row = Row.model_validate(value)
+    return [row.id, row.prompt_text, row.reference]
 
 
 def leak_table(loaded: LoadedRecipe, out: Path) -> list[dict[str, Any]]:
@@ -235,21 +236,20 @@ def prompts_and_completions(out: Path) -> list[tuple[str, str]]:
 
 
 def rendered_rows(out: Path, renderer: Renderer) -> list[dict[str, Any]]:
-    """Training rows as the model will see them: runs of text with or without loss. Chosen by the hash of their ids."""
+    """Training rows as the model will see them, chosen by the hash of their ids: pieces of text and control tokens."""
     ids = sorted((hashlib.sha256(row.id.encode()).hexdigest(), row.id) for row in read_split(out, "train"))
     chosen = {row_id for _, row_id in ids[:SHOWN_ROWS]}
     shown = []
     for row in read_split(out, "train"):
         for turn in row.turns() if row.id in chosen else ():
             rendered = renderer.render(turn)
-            decode = renderer.tokenizer.decode
             shown.append(
                 {
                     "id": turn.id,
                     "group": turn.group,
                     "tokens": len(rendered.input_ids),
-                    "prompt": str(decode(rendered.prompt_ids)),
-                    "completion": str(decode(rendered.completion_ids)),
+                    "prompt": renderer.pieces(rendered.prompt_ids),
+                    "completion": renderer.pieces(rendered.completion_ids),
                 }
             )
     return shown

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from tunesmith.curate.turns import out_of_turn
 from tunesmith.curation import Column, Format
-from tunesmith.rows import Message, Row, at, lower, parse
+from tunesmith.rows import Message, Row, at, kind, lower, parse
 
 Turns = Literal["each", "last", "whole"]
 LONGEST_PROBLEM = 400
@@ -101,12 +102,6 @@ def read(value: Any, form: Format, *, columns: Mapping[Column, str], system: str
     return _rows(conversation, turns)
 
 
-def kind(value: Any) -> str:
-    """What JSON calls a value."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def _refuse_unfit(value: Any, depth: int = 0) -> None:
     """Refuse what is JSON, and still no file of rows can hold."""
     if isinstance(value, str) and "\0" in value:
@@ -130,7 +125,7 @@ def _own(value: dict[str, Any], system: str | None) -> Row:
             row = Row.model_validate(value | {"messages": [first, *value["messages"]]} | trained)
     except ValidationError as error:
         raise Malformed(*(f"{at(e['loc'])}{lower(e['msg'])}" for e in error.errors())) from None
-    problems = _out_of_turn([*row.messages, row.completion])
+    problems = out_of_turn([*row.messages, row.completion])
     if problems:
         raise Malformed(*problems)
     return row
@@ -315,69 +310,6 @@ def _as_messages(value: Any, where: str) -> tuple[list[dict[str, Any]], set[int]
     return messages, untrained
 
 
-def _out_of_turn(messages: list[Message]) -> list[str]:
-    """What is wrong with the order and the holding of messages, the completion last."""
-    problems = []
-    said = [m for m in messages if m.role != "system"]
-    if any(m.role == "system" for m in messages[1:]):
-        problems.append("a system message stands after the first message; it stands first or not at all")
-    if said and said[0].role != "user":
-        problems.append(f"begins with the {said[0].role}; a conversation begins with the user")
-    for index, message in enumerate(messages):
-        empty = not (message.content or "").strip()
-        if message.role == "assistant":
-            if empty and not message.tool_calls:
-                problems.append(f"message {index}: the assistant says nothing and calls no tool")
-        elif message.tool_calls:
-            problems.append(f"message {index}: only the assistant calls tools")
-        elif empty and message.role != "tool":
-            problems.append(f"message {index}: the {message.role}'s content is empty")
-        problems += [f"message {index}: {problem}" for problem in _bad_calls(message)]
-    return problems + _out_of_order(messages)
-
-
-def _out_of_order(messages: list[Message]) -> list[str]:
-    problems = []
-    open_calls: list[str | None] = []
-    before = ""
-    for index, message in enumerate(messages):
-        if message.role == "tool":
-            if not open_calls:
-                problems.append(f"message {index}: a tool's result without a call")
-            elif message.tool_call_id is None or None in open_calls:
-                open_calls.pop(0)
-            elif message.tool_call_id in open_calls:
-                open_calls.remove(message.tool_call_id)
-            else:
-                problems.append(f"message {index}: tool_call_id {message.tool_call_id!r} answers no call before it")
-        else:
-            if open_calls:
-                problems.append(f"message {index}: comes before {len(open_calls)} tool calls are answered")
-            if message.role == before:
-                problems.append(f"message {index}: the {message.role} speaks twice in a row; join the two")
-            ids = [call.get("id") for call in message.tool_calls or ()]
-            open_calls = [value if isinstance(value, str) else None for value in ids]
-        before = message.role
-    return problems
-
-
-def _bad_calls(message: Message) -> list[str]:
-    problems = []
-    for index, call in enumerate(message.tool_calls or ()):
-        function = call.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            problems.append(f"tool call {index} names no function")
-            continue
-        arguments = function.get("arguments", {})
-        try:
-            given = parse(arguments.encode()) if isinstance(arguments, str) else arguments
-            if not isinstance(given, dict):
-                problems.append(f"tool call {index}: arguments must be an object, not {kind(given)}")
-        except ValueError as error:
-            problems.append(f"tool call {index}: arguments are {error}")
-    return problems
-
-
 def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
     """A conversation as rows: one for each trained turn of the assistant, one for the last, or one whole."""
     messages, problems = [], []
@@ -386,7 +318,7 @@ def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
             messages.append(Message.model_validate(message))
         except ValidationError as error:
             problems += [f"messages.{index}: {at(e['loc'])}{lower(e['msg'])}" for e in error.errors()]
-    problems = problems or _out_of_turn(messages)
+    problems = problems or out_of_turn(messages)
     if not messages and not problems:
         problems = ["holds no messages"]
     if not problems and messages[-1].role != "assistant":
@@ -396,6 +328,11 @@ def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
         problems = ["every turn of the assistant has weight 0: there is nothing to learn"]
     if problems:
         raise Malformed(*problems)
+    meta = conversation.meta
+    if isinstance(inner := meta.get("meta"), dict):
+        if twice := sorted(inner.keys() & (meta.keys() - {"meta"})):
+            raise Malformed(f"meta: {', '.join(twice)} stands in it and beside it; keep one")
+        meta = {key: item for key, item in meta.items() if key != "meta"} | inner
     key = conversation.id or content_id(conversation)
     ends = trained if turns == "each" else trained[-1:]
     return [
@@ -408,7 +345,7 @@ def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
             }
             | ({"tools": conversation.tools} if conversation.tools else {})
             | ({"trained": trained[:-1]} if turns == "whole" and len(trained) > 1 else {})
-            | ({"meta": conversation.meta} if conversation.meta else {})
+            | ({"meta": meta} if meta else {})
         )
         for end in ends
     ]

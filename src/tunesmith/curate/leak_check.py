@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.curate import formats
+from tunesmith.curate.chunks import chunks
 from tunesmith.curate.formats import Malformed
-from tunesmith.curate.readers import chunks
 from tunesmith.curation import SourceSection
 from tunesmith.errors import UserError
 from tunesmith.leaks import KINDS, Leak, find_leaks, row_texts
@@ -48,8 +48,7 @@ def rows_of(path: Path, scratch: Path) -> Iterator[Row]:
             except Malformed as error:
                 problems += [f"{place}: {text}" for text in error.problems]
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise UserError(problems[:SHOWN] + more)
+        raise UserError(problems)
 
 
 def print_leaks(leaks: Sequence[Leak], left: Path, right: Path, console: Console | None = None) -> None:

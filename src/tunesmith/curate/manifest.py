@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.curate.pile import Pile
-from tunesmith.curate.work import TRANSFORM
+from tunesmith.curate.work import TRANSFORM, needs_tokenizer
 from tunesmith.files import sha256_file, sha256_json
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import SPLITS, Row, parse, system_messages
 
 SCHEMA = 2
-MADE = {*(f"{split}.jsonl" for split in SPLITS), "dropped.jsonl", "manifest.json", "CARD.md", "report.html"}
+MADE = {f"{split}.jsonl" for split in SPLITS} | {"dropped.jsonl", "CARD.md", "report.html"}
+MADE |= {"manifest.json", "manifest.next.json"}
 """What curation leaves in a task's directory."""
 
 
@@ -25,12 +26,11 @@ def made_by(loaded: LoadedRecipe, script: Path | None) -> str:
         directory = loaded.data_directory
         beside = sorted(path for path in directory.glob("*") if path.is_file() and path.name not in MADE)
         files += [script, *beside]
-    counts_tokens = {step.name for step in curate.steps} & {"length", "control_tokens"}
     return sha256_json(
         {
             "transform": TRANSFORM,
             "curate": curate.model_dump(mode="json"),
-            "tokens": [loaded.recipe.base, loaded.recipe.data.max_tokens] if counts_tokens else None,
+            "tokens": [loaded.recipe.base, loaded.recipe.data.max_tokens] if needs_tokenizer(curate) else None,
             "files": [sha256_file(path) for path in files],
         }
     )

@@ -79,8 +79,7 @@ class Pile:
             shown = self.shown.setdefault(step, [])
             if len(shown) < SHOWN:
                 shown.append((row, before, after))
-        for dropped in part.dropped:
-            self.drop(dropped)
+        self.drop(part.dropped)
         self.findings += part.findings
         self.problems += part.problems
 
@@ -112,22 +111,25 @@ class Pile:
         alike = similarities(pairs, lambda indices: self.forms(indices.tolist()))
         return pairs[alike >= threshold], alike[alike >= threshold]
 
-    def drop(self, dropped: Dropped) -> None:
-        """Note a row that is left out: in `dropped.jsonl`, and in the counts."""
-        key = (dropped.step, dropped.reason)
-        self.dropped[key] += 1
-        shown = self.dropped_shown.setdefault(key, [])
-        if len(shown) < SHOWN:
-            shown.append(dropped)
+    def drop(self, rows: Iterable[Dropped]) -> None:
+        """Note rows that are left out: in `dropped.jsonl`, and in the counts."""
         with self.dropped_path.open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write(json.dumps(asdict(dropped), ensure_ascii=False) + "\n")
+            for dropped in rows:
+                key = (dropped.step, dropped.reason)
+                self.dropped[key] += 1
+                shown = self.dropped_shown.setdefault(key, [])
+                if len(shown) < SHOWN:
+                    shown.append(dropped)
+                stream.write(json.dumps(asdict(dropped), ensure_ascii=False) + "\n")
 
     def drop_rows(self, indices: Iterable[int], step: str, reason: str, twins: Iterable[int] | None = None) -> None:
         """Note rows of the pile that are left out, each because of a twin where it has one."""
         told = list(indices)
         details = self.values(twins) if twins is not None else iter([{"id": ""}] * len(told))
-        for index, value, twin in zip(told, self.values(told), details, strict=True):
-            self.drop(Dropped(value["id"], self.place(index), step, reason, twin["id"]))
+        self.drop(
+            Dropped(value["id"], self.place(index), step, reason, twin["id"])
+            for index, value, twin in zip(told, self.values(told), details, strict=True)
+        )
 
 
 SHOWN = 3

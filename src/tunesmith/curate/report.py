@@ -10,21 +10,16 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from tunesmith.rows import SPLITS
+from tunesmith.templates import fill
 from tunesmith.text import INVISIBLE, ODD_SPACES
 
 COMPARED = 1500
 """Characters of a text that are shown beside its twin."""
 SHORT = 240
 """Characters of a text in a table."""
-CONTROL = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_[a-z]{1,9}>|"
-    r"\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\]|<</?SYS>>|</?(?:think|tool_call|tools)>"
-)
-"""How chat templates write their control tokens."""
 HIDDEN = re.compile(f"{INVISIBLE.pattern}|{ODD_SPACES.pattern}|[\u2028\u2029\u200e\u200f\u061c]")
 MARKS = {"\n": ("↵", "\n"), "\t": ("⇥", "\t"), " ": ("␣", "")}
 """What stands for white space that was changed."""
@@ -34,14 +29,6 @@ NAMED = {"Cc", "Cf", "Mn", "Zl", "Zp", "Zs"}
 
 def page(facts: Mapping[str, Any]) -> str:
     """The page that shows what `facts.gather` has gathered."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tunesmith.curate", "."),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {each.__name__: each for each in (count, share, visible, short, control, bars)}
     totals = {s: sum(value["splits"][s] for value in facts["balance"]) or 1 for s in SPLITS}
     told = {
         "splits": [{"name": split, **facts["manifest"]["files"][f"{split}.jsonl"]} for split in SPLITS],
@@ -54,7 +41,8 @@ def page(facts: Mapping[str, Any]) -> str:
         "totals": totals,
         "largest": max([v["splits"][s] / totals[s] for v in facts["balance"] for s in SPLITS], default=0) or 1,
     }
-    return environment.get_template("report.html.jinja").render({**facts, **told})
+    filters = {each.__name__: each for each in (count, share, visible, short, control, bars)}
+    return fill("tunesmith.curate", "report.html.jinja", {**facts, **told}, filters)
 
 
 # ---------------------------------------------------------------------- what is told
@@ -148,13 +136,10 @@ def short(text: object, most: int = SHORT) -> Markup:
     return visible(whole[:most]) + (more if rest > 0 else "")
 
 
-def control(text: str) -> Markup:
-    """Text with the template's control tokens told apart."""
-    pieces, at = [], 0
-    for match in CONTROL.finditer(text):
-        pieces += [visible(text[at : match.start()]), Markup('<span class="control">{}</span>').format(match[0])]
-        at = match.end()
-    return Markup("").join([*pieces, visible(text[at:])])
+def control(pieces: Sequence[tuple[str, bool]]) -> Markup:
+    """Pieces of text and of control tokens, the latter told apart."""
+    token = Markup('<span class="control">{}</span>')
+    return Markup("").join(token.format(text) if is_control else visible(text) for text, is_control in pieces)
 
 
 def differ(left: str, right: str, exact: bool = False) -> tuple[Markup, Markup]:

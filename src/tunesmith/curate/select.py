@@ -8,6 +8,7 @@ choice faster (Minoux 1978). The order of choice is nested: its first half is th
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,18 @@ def choose(
     quotas = quotas_of({name: len(rows) for name, rows in held.items()}, select)
     chosen = {name: [held[name][i] for i in coverage(vectors[held[name]], quotas[name])] for name in names}
     # In turns by share, so that a prefix of the whole holds each stratum in its share too.
-    ranked = [(rank / max(1, len(rows)), name, row) for name, rows in chosen.items() for rank, row in enumerate(rows)]
-    return [row for _, _, row in sorted(ranked)]
+    rows = [row for name in names for row in chosen[name]]
+    stratum = np.repeat(np.arange(len(names)), [len(chosen[name]) for name in names])
+    return [rows[i] for i in in_turns(stratum, np.arange(len(rows))).tolist()]
+
+
+def in_turns(strata: NDArray[np.int64], rank: NDArray[Any]) -> NDArray[np.int64]:
+    """An order in which every prefix holds each stratum in its share; within a stratum by rank."""
+    order = np.lexsort([rank, strata])
+    begins = np.flatnonzero(np.concatenate([[True], strata[order][1:] != strata[order][:-1]]))
+    sizes = np.diff(np.concatenate([begins, [len(order)]]))
+    place = (np.arange(len(order)) - np.repeat(begins, sizes)) / np.repeat(sizes, sizes)
+    return np.asarray(order[np.lexsort([strata[order], place])], dtype=np.int64)
 
 
 def within_losses(losses: NDArray[np.float64] | None, select: SelectSection, n: int) -> list[int]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.curate.clean import prompt_text
 from tunesmith.curate.pile import Numbers
 from tunesmith.curate.work import NO_DAY, hash64, prompt_key
 from tunesmith.curation import SplitSection, TimeSection
@@ -48,7 +47,7 @@ class Known:
             path, number = dataset.directory / f"{split}.jsonl", SPLITS.index(split)
             for row in read_rows(path) if path.stat().st_size else []:
                 ids[hash64(row.id)] = number
-                prompts[hash64(prompt_key(prompt_text(row)))] = number
+                prompts[hash64(prompt_key(row.prompt_text))] = number
         return cls(ids, prompts)
 
     def splits(self, columns: Mapping[str, Numbers]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:

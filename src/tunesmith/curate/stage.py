@@ -17,13 +17,12 @@ from filelock import FileLock, Timeout
 
 from tunesmith import bases
 from tunesmith.curate import dataset, facts, report
-from tunesmith.curate.clean import prompt_text
+from tunesmith.curate.chunks import Chunk, chunks, chunks_of_rows
 from tunesmith.curate.duplicates import Duplicates, find, group_edges
 from tunesmith.curate.engine import Engine, parts
 from tunesmith.curate.manifest import manifest_of
 from tunesmith.curate.pile import Numbers, Pile
-from tunesmith.curate.readers import Chunk, chunks, chunks_of_rows
-from tunesmith.curate.select import choose
+from tunesmith.curate.select import choose, in_turns
 from tunesmith.curate.sources import Sieve, read_sources
 from tunesmith.curate.split import NOWHERE, Cut, Known, cut, refuse_another_cut
 from tunesmith.curate.work import Job, needs_tokenizer
@@ -36,8 +35,6 @@ from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import SPLITS, Dataset, Row
 from tunesmith.schema import read_schema
-
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def _curate(loaded: LoadedRecipe, script: Path | None, options: Options, scratch
     for reason, count in sieve.dropped.items():
         pile.dropped["script", reason] += count
         pile.dropped_shown["script", reason] = []
-    _refuse(pile)
+    _refuse(pile, directory)
     duplicates = _one_of_each(pile, loaded)
     split = cut(pile.columns, duplicates.kept, group_edges(pile, duplicates), known, section.split, str(directory))
     pile.drop_rows(split.tied.tolist(), "split", "would tie rows of two splits into one group")
@@ -153,20 +150,20 @@ def _chunks(
         yield from chunks_of_rows(0, script.name, program["rows"](pins, sieve), scratch)
 
 
-def _refuse(pile: Pile) -> None:
-    """Stop where lines or rows are wrong: all of them are told, the first in full.
+def _refuse(pile: Pile, directory: Path) -> None:
+    """Stop where lines or rows are wrong.
 
     Raises:
         UserError: there are problems, ids that stand twice, or no rows.
     """
     problems = pile.problems + _ids_twice(pile)
     if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        shown = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise UserError(shown, hint="nothing was written; mend the lines named, or tell the source `malformed: drop`")
+        hint = "nothing was written; mend the lines named, or tell the source `malformed: drop`"
+        raise UserError(problems, hint=hint)
     if not len(pile):
         left_out = [f"{step}: {reason}: {count} rows" for (step, reason), count in pile.dropped.items()]
-        raise UserError("no rows are left", hint=f"the steps leave out: {'; '.join(left_out) or 'nothing'}")
+        hint = f"the steps leave out: {'; '.join(left_out) or 'nothing'}"
+        raise UserError(f"{directory}: no rows are left", hint=hint)
 
 
 def _ids_twice(pile: Pile) -> list[str]:
@@ -197,8 +194,10 @@ def _take_out_probes(pile: Pile, split: Cut, loaded: LoadedRecipe) -> None:
     probes = probe_texts(loaded.recipe.curate.probes, loaded.root)
     texts = [Text(f"{name}#{i}", text) for name, found in probes.items() for i, text in enumerate(found, start=1)]
     rows = np.flatnonzero(split.splits == SPLITS.index("train")).tolist()
-    prompts = (prompt_text(Row.model_validate(value)) for value in pile.values(rows))
-    train = (Text(str(row), prompt) for row, prompt in zip(rows, prompts, strict=True))
+    train = (
+        Text(str(row), Row.model_validate(value).prompt_text)
+        for row, value in zip(rows, pile.values(rows), strict=True)
+    )
     held = [int(leak.left) for leak in find_leaks(train, texts, loaded.recipe.curate.duplicates.near)]
     split.splits[held] = NOWHERE
     pile.drop_rows(held, "probes", "holds text of a probe set")
@@ -211,7 +210,7 @@ def _select(pile: Pile, split: Cut, loaded: LoadedRecipe) -> Numbers:
     select = loaded.recipe.curate.select
     strata = pile.columns["stratum"][rows]
     if select is None:
-        return np.asarray(rows[dataset.in_turns(strata, pile.columns["id"][rows])])
+        return np.asarray(rows[in_turns(strata, pile.columns["id"][rows])])
     if unknown := set(select.quotas) - set(pile.strata.values()):
         raise UserError(f"curate.select.quotas: no row has {', '.join(sorted(unknown))} at split.stratify")
     from tunesmith.curate.embed import embed

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tunesmith import bases
 from tunesmith.curate import formats
-from tunesmith.curate.clean import NEED_THE_TOKENIZER, Context, clean, prompt_text
+from tunesmith.curate.chunks import Chunk
+from tunesmith.curate.clean import NEED_THE_TOKENIZER, Context, clean
 from tunesmith.curate.fields import date_of, value_of
 from tunesmith.curate.formats import Malformed
-from tunesmith.curate.readers import Chunk
 from tunesmith.curation import CurateSection, SourceSection
 from tunesmith.near import BANDS, Hashes, band_keys
 from tunesmith.prompt import Renderer
@@ -138,7 +138,7 @@ def work(chunk: Chunk, job: Job) -> Part:
                 stays = _one(row, place, name, part, context, job, kept)
                 if stays is not None:
                     lines.append(json.dumps(stays.as_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-                    forms.append(shingle_form(prompt_text(stays)))
+                    forms.append(shingle_form(stays.prompt_text))
             except Malformed as error:
                 part.problems += [f"{place}: row {row.id!r} {problem}" for problem in error.problems]
     part.findings = context.findings
@@ -211,7 +211,7 @@ def keys(row: Row) -> dict[str, int]:
     exact = json.dumps([asked, row.completion.as_dict(), row.tools], sort_keys=True, ensure_ascii=False)
     answer = json.dumps(row.completion.tool_calls, sort_keys=True) if row.completion.tool_calls else ""
     system = "\n".join(m.content or "" for m in row.messages if m.role == "system")
-    prompt = prompt_key(prompt_text(row))
+    prompt = prompt_key(row.prompt_text)
     tools = json.dumps(row.tools, sort_keys=True) if row.tools else ""
     return {
         "id": hash64(row.id),

@@ -9,10 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 from filelock import FileLock
 
 from tunesmith.bases import Base
@@ -21,6 +19,7 @@ from tunesmith.files import publish, read_json, sha256_tree, write_atomic, write
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
 from tunesmith.runs import Run
+from tunesmith.templates import fill
 
 
 def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: Path, *, dtype: str) -> Path:
@@ -54,12 +53,8 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
             shutil.copyfile(run.path(name), out / name)
         _same_bytes(out / "merged", verdict["digests"]["merged"])
         systems = dataset.manifest()["systems"]
-        template = files("tunesmith.export").joinpath("card.md.jinja").read_text(encoding="utf-8")
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-        card = environment.from_string(template).render(
-            recipe=recipe, verdict=verdict, base=base, systems=systems, licence=licence_of(base)
-        )
-        write_atomic(out / "README.md", card)
+        told = {"recipe": recipe, "verdict": verdict, "base": base, "systems": systems, "licence": licence_of(base)}
+        write_atomic(out / "README.md", fill("tunesmith.export", "card.md.jinja", told))
         parity = _replay_in_fresh_process(out / "merged", dataset, run.path("arms/merged"), dtype)
         write_json(out / "parity.json", parity)
         write_json(
