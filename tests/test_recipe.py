@@ -63,8 +63,8 @@ BROKEN = {
     "key like no other at the top": (
         "base: tiny",
         "base: tiny\nxyzzy: 1",
-        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: arms, base, curate, data, description, export, extends, "
-        "gate, hardware, lora, name, quantization",
+        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: arms, base, checkpoints, curate, data, description, export, "
+        "extends, gate, hardware, lora, name",
     ),
     "typo in a section": (
         "  max_tokens: 64",
@@ -311,6 +311,9 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("hardware.dtype", "auto", "default"),
         ("hardware.batch_tokens", None, "default"),
         ("hardware.share_prefixes", True, "default"),
+        ("checkpoints.every_minutes", 5.0, "default"),
+        ("checkpoints.every_steps", None, "default"),
+        ("checkpoints.keep", 2, "default"),
         ("arms.max_new_tokens", 24, "recipes/toy.yaml:16"),
         ("arms.few_shot", [3], "default"),
         ("arms.retrieval", [3], "default"),

@@ -174,12 +174,23 @@ def baseline(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs:
 
 
 @app.command()
-def train(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
-    """Train the adapter (after the check)."""
+def train(
+    recipe: RecipeName,
+    base: BaseName = None,
+    sets: Sets = None,
+    runs: RunsDir = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Begin from another run's newest checkpoint, or from this one.")
+    ] = None,
+    allow_drift: Annotated[
+        bool, typer.Option("--allow-drift", help="Go on from a checkpoint that was made otherwise; it is recorded.")
+    ] = False,
+) -> None:
+    """Train the adapter (after the check); a run that was stopped goes on from its newest checkpoint."""
     line = _line(recipe, base, sets, runs)
     with line.run.locked():
         line.check()
-        line.train()
+        line.train(resume=resume, allow_drift=allow_drift)
     typer.echo(line.run.path("adapter"))
 
 

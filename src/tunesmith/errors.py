@@ -2,6 +2,7 @@
 
 TunesmithError
  ├── UserError         2   the recipe, the rows or the command is wrong
+ ├── Interrupted      75   a person or a scheduler stopped the run; it can go on
  ├── Diverged         20   training produced a loss that is not a number
  └── EnvironmentFault 21   disk, memory, network, or a file that is not the pinned one
 
@@ -58,6 +59,12 @@ class UserError(TunesmithError):
     """The user's input is wrong and the message says where, what, and what to do."""
 
     exit_code = ExitCode.USER
+
+
+class Interrupted(TunesmithError):
+    """Somebody stopped the run; it can go on."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class Diverged(TunesmithError):

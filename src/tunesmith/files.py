@@ -68,6 +68,15 @@ def sync_tree(directory: Path) -> None:
                 os.fsync(stream.fileno())
 
 
+def sync_directory(directory: Path) -> None:
+    """Flush a directory itself, so that a rename in it outlives a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def publish(source: Path, target: Path) -> None:
     """Move a finished file or directory to its place, replacing what was there."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ tells a person what runs, what is skipped, how long each stage took and which pa
 """
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -249,16 +250,22 @@ class Line:
             gc.collect()
             torch.cuda.empty_cache()
 
-    def train(self) -> None:
-        """Train the adapter."""
-        inputs = self._trained_on()
-        with self._timed("train"):
-            if self._skip("train", inputs, "adapter"):
-                return
-            from tunesmith.train.stage import train
+    def train(self, *, resume: Path | None = None, allow_drift: bool = False) -> None:
+        """Train the adapter, from this run's newest checkpoint if it has one.
 
-            with self.run.stage("train", inputs) as out:
-                train(self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"))
+        `resume` is another run, or a checkpoint of it, to begin from; `allow_drift` takes a checkpoint made otherwise.
+        """
+        inputs, checkpoints = self._trained_on(), self.run.path("checkpoints")
+        with self._timed("train"):
+            if not self._skip("train", inputs, "adapter"):
+                from tunesmith.train.stage import Resumption, train
+
+                resumption = Resumption(checkpoints, inputs, resume, allow_drift)
+                with self.run.stage("train", inputs) as out:
+                    train(
+                        self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"), resumption=resumption
+                    )
+            shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")
 
     def evaluate(self) -> None:

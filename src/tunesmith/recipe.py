@@ -18,6 +18,7 @@ from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.sections import (
     ArmsSection,
+    CheckpointsSection,
     DataSection,
     ExportSection,
     GateSection,
@@ -74,7 +75,7 @@ RESERVED: dict[str, dict[str, str]] = {
         "hub_model_id": "a run writes files only",
         "report_to": "a run writes files only; metrics are in train.jsonl",
         "eval_strategy": "the dev split is scored after each epoch",
-        "save_strategy": "the adapter is written once, when training has finished",
+        "save_strategy": "use `checkpoints`",
         "load_best_model_at_end": "the last adapter is the one judged",
         "logging_nan_inf_filter": "a loss that is not a number stops the run",
         "disable_tqdm": "the toolkit draws its own progress bar",
@@ -82,8 +83,12 @@ RESERVED: dict[str, dict[str, str]] = {
         "train_sampling_strategy": "rows are batched by the toolkit",
         "eval_on_start": "the dev split is scored after each epoch",
         "eval_steps": "the dev split is scored after each epoch",
-        "save_steps": "the adapter is written once, when training has finished",
-        "save_total_limit": "the adapter is written once, when training has finished",
+        "save_steps": "use `checkpoints`",
+        "save_total_limit": "use `checkpoints.keep`",
+        "save_only_model": "a checkpoint holds all that a resumed run needs",
+        "ignore_data_skip": "a resumed run goes on where it stopped",
+        "restore_callback_states_from_checkpoint": "a resumed run goes on where it stopped",
+        "enable_jit_checkpoint": "SIGTERM finishes the step, saves and stops",
         "hub_strategy": "a run writes files only",
         "run_name": "a run is named by its inputs",
     },
@@ -122,6 +127,7 @@ class Recipe(Section):
     trainer: dict[str, Any]
     """Verbatim keys of trl.SFTConfig. Batch size times accumulation is kept; how it is cut is the profile's choice."""
     hardware: HardwareSection = HardwareSection()
+    checkpoints: CheckpointsSection = CheckpointsSection()
     arms: ArmsSection
     gate: GateSection
     export: ExportSection = ExportSection()

@@ -47,6 +47,17 @@ class HardwareSection(Section):
     """Whether to compute what rows of a batch begin with once, where that pays and is exact."""
 
 
+class CheckpointsSection(Section):
+    """How much work a kill may cost."""
+
+    every_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """A checkpoint is written after the step that is under way when so many minutes have passed."""
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Also after every so many optimizer steps; none leaves it to the minutes."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest are kept until training has finished: at least two, in case the last one is damaged."""
+
+
 class ArmsSection(Section):
     """The ways to answer that need no training, and how all answers are generated."""
 

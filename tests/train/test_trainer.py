@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers.trainer_utils import SaveStrategy
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -17,7 +16,7 @@ from tunesmith.line import Line
 from tunesmith.prompt import IGNORE, Rendered, Renderer
 from tunesmith.train.loss import nll_sum
 from tunesmith.train.sampler import FamilySampler
-from tunesmith.train.stage import lora_config, sft_config, train
+from tunesmith.train.stage import Resumption, lora_config, sft_config, train
 from tunesmith.train.trainer import AdapterTrainer, reads_loss_tokens_only
 from tunesmith.train.tree import Limits, lay_out
 
@@ -252,32 +251,20 @@ def test_inputs_that_peft_need_not_widen_give_the_same_bits(line: Line, tmp_path
     assert all(torch.equal(weight, adapters[1][name]) for name, weight in adapters[0].items())
 
 
-def test_a_run_that_resumes_is_the_run_that_did_not_stop(line: Line, tmp_path: Path) -> None:
-    """The order of rows, in the second epoch too, and dropout: the same bits."""
-    rows = rendered(line, 40)
-    wanted: dict[str, torch.Tensor] = {}
-    for resume in (None, tmp_path / "checkpoint-7"):
-        trainer = trainer_for(
-            line, rows, tmp_path, lora_dropout=0.1, max_steps=10, save_strategy=SaveStrategy.STEPS, save_steps=7
-        )
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        assert trainer.state.global_step == 10
-        assert trainer.state.epoch == 2.0
-        found = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-        wanted = wanted or found
-    assert all(torch.equal(weight, wanted[name]) for name, weight in found.items())
-
-
 def made(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+def fresh(directory: Path) -> Resumption:
+    return Resumption(directory / "checkpoints", {})
 
 
 def test_sharing_that_is_not_exact_is_dropped(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = Line("smoke", sets=["trainer.max_steps=2", "trainer.warmup_steps=0"])
-    train(line.loaded, line.dataset, line.base, made(tmp_path / "shared"), tokens=tmp_path)
+    train(line.loaded, line.dataset, line.base, made(tmp_path / "shared"), tokens=tmp_path, resumption=fresh(tmp_path))
     said = " ".join(capsys.readouterr().err.split())
     assert "share_prefixes = True: what rows of a batch begin with is computed once" in said
     assert "0% less to compute" not in said
@@ -288,7 +275,7 @@ def test_sharing_that_is_not_exact_is_dropped(
             layer.values = layer.values.expand(children[0], -1, -1, -1)
 
     monkeypatch.setattr("tunesmith.train.loss._descend", severed)
-    train(line.loaded, line.dataset, line.base, made(tmp_path / "apart"), tokens=tmp_path)
+    train(line.loaded, line.dataset, line.base, made(tmp_path / "apart"), tokens=tmp_path, resumption=fresh(tmp_path))
     said = " ".join(capsys.readouterr().err.split())
     assert "share_prefixes = False: gradients through shared beginnings would differ by" in said
     assert "0% less to compute" in said
@@ -304,7 +291,7 @@ def test_a_head_that_our_loss_does_not_know_is_left_to_trl(
         return read(trainer) if not trainer._own_loss else float("nan")
 
     monkeypatch.setattr(AdapterTrainer, "error", unknown)
-    train(line.loaded, line.dataset, line.base, tmp_path, tokens=tmp_path)
+    train(line.loaded, line.dataset, line.base, tmp_path, tokens=tmp_path, resumption=fresh(tmp_path))
     assert "loss and gradients are left to trl" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 

@@ -1,12 +1,13 @@
 """Train an adapter on the train split and write it with everything that says what it is.
 
 Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safetensors and manifest), `train.jsonl`,
-`loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine and thread count.
+`loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine and thread count,
+however often the run was killed on its way.
 """
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from tunesmith.recipe import LoadedRecipe, Recipe
 from tunesmith.rows import Dataset
 from tunesmith.runs import versions
 from tunesmith.tokens import rendered_rows
+from tunesmith.train.checkpoints import Checkpoint, Checkpoints, drift, read
+from tunesmith.train.saver import Saver
+from tunesmith.train.stops import polite_stops
 from tunesmith.train.trainer import AdapterTrainer
 from tunesmith.train.tree import limits_for, shareable
 from tunesmith.train.watch import Watch, plot_loss
@@ -40,41 +44,63 @@ MACHINE_KEYS = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_h
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 
-def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, tokens: Path) -> None:
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run may go on from, and what it must agree with."""
+
+    directory: Path
+    """Of this run's checkpoints."""
+    identity: Mapping[str, Any]
+    """Everything that decides what is trained on what."""
+    source: Path | None = None
+    """A checkpoint, or a run that holds some, to begin from where this run has none of its own."""
+    allow_drift: bool = False
+    """Go on from a checkpoint that was made otherwise; what differs is recorded."""
+
+
+def train(
+    loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, tokens: Path, resumption: Resumption
+) -> None:
     """Train and write into `out`; `tokens` is where `check` left the rows' token ids.
 
     Raises:
-        UserError: peft or trl refuses a value of the recipe.
-        Diverged: the loss became not a number, or the adapter learned nothing at all.
+        UserError: peft or trl refuses a value of the recipe, or the checkpoint there is was made otherwise.
+        Interrupted: it was asked to stop, and has saved a checkpoint.
+        Diverged: a loss or a gradient became not a number, or the adapter learned nothing at all.
     """
     recipe = loaded.recipe
     renderer = Renderer(base.tokenizer(), base.end_ids())
     rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
     dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
+    ids = [turn.id for row in dataset.rows("train") for turn in row.turns()]
     profile = choose_profile(recipe, rows, base, sharing=recipe.hardware.share_prefixes)
 
     # Taken now: trl may give the tokenizer that it is handed a pad token.
     prompt_digest = renderer.digest(dataset.manifest()["systems"])
     lora = lora_config(recipe)
-    watch = Watch(out / "train.jsonl")
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = open_trainer(recipe, rows, base, profile, lora, scratch)
+    with tempfile.TemporaryDirectory() as scratch, polite_stops() as stop:
+        trainer = open_trainer(recipe, rows, ids, base, profile, lora, scratch)
         if profile.share_prefixes and (reason := why_not_shared(trainer, profile)):
             profile = choose_profile(recipe, rows, base, sharing=False)
             profile = replace(profile, reasons=profile.reasons | {"share_prefixes": reason})
-            trainer = open_trainer(recipe, rows, base, profile, lora, scratch)
+            trainer = open_trainer(recipe, rows, ids, base, profile, lora, scratch)
         if not trainer.error() <= TOLERANCE[profile.dtype]:
             say("  loss and gradients are left to trl: ours are not this model's own")
-            trainer = open_trainer(recipe, rows, base, profile, lora, scratch, own_loss=False)
+            trainer = open_trainer(recipe, rows, ids, base, profile, lora, scratch, own_loss=False)
         say_choices(profile, trainer)
+        watch = Watch(out / "train.jsonl", trainer.lines)
+        binding = {**resumption.identity, "machine": machine(profile)}
+        trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
+        checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
         trainer.add_callback(watch)
         trainer.add_callback(DevLoss(watch, dev, trainer))
+        trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
         trainer.remove_callback(PrinterCallback)
         # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
         narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
         try:
             with narrow:
-                trainer.train()
+                trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             watch.close()
         resolved = {k: v for k, v in trainer.args.to_dict().items() if k not in MACHINE_KEYS}
@@ -87,10 +113,66 @@ def train(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, toke
             "prompt_digest": prompt_digest,
             "recipe_digest": sha256_json(recipe.as_dict()),
             "train_digest": dataset.digest("train"),
+            "drift": drifted,
         },
     )
     plot_loss(watch.lines, out / "loss.png")
     write_lock(out / "recipe.lock.yaml", loaded, profile, lora, resolved, base)
+
+
+def where_to_begin(checkpoints: Checkpoints, resumption: Resumption) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from, if there is one, and where it was made otherwise than this run.
+
+    Raises:
+        UserError: it was made otherwise, and that was not allowed; or the one that was named is none.
+    """
+    found = checkpoints.newest()
+    if found is None and resumption.source is not None:
+        found = named_checkpoint(resumption.source)
+    if found is None:
+        return None, []
+    differences = drift(found.binding, checkpoints.binding)
+    if differences and not resumption.allow_drift:
+        raise UserError(
+            [f"{found.path}: was made otherwise: {difference}" for difference in differences],
+            hint="undo the difference; or give `--allow-drift` to go on all the same, which is recorded; "
+            "or begin anew: delete the checkpoints, or give no `--resume`",
+        )
+    for difference in differences:
+        say(f"  drift, allowed and recorded: {difference}")
+    say(f"  goes on after step {found.step}, from {found.path}")
+    return found, differences
+
+
+def named_checkpoint(source: Path) -> Checkpoint:
+    """The checkpoint at a path, or the newest one of the run that lies there.
+
+    Raises:
+        UserError: there is none, or it is not whole.
+    """
+    if (source / "checkpoints").is_dir():
+        found = Checkpoints(source / "checkpoints", {}).newest()
+        if found is None:
+            raise UserError(f"{source / 'checkpoints'}: holds no whole checkpoint")
+        return found
+    return read(source)
+
+
+def machine(profile: Profile) -> dict[str, Any]:
+    """What of a machine decides the last bits of what is computed."""
+    import torch
+
+    cuda = profile.device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": None if cuda else torch.get_num_threads(),
+        "processes": 1,
+        "dtype": profile.dtype,
+        "gradient_checkpointing": profile.gradient_checkpointing,
+        "rows_per_pass": profile.rows_per_pass,
+        "accumulation": profile.accumulation,
+        "share_prefixes": profile.share_prefixes,
+    }
 
 
 def choose_profile(recipe: Recipe, rows: Sequence[Rendered], base: Base, *, sharing: bool) -> Profile:
@@ -108,6 +190,7 @@ def choose_profile(recipe: Recipe, rows: Sequence[Rendered], base: Base, *, shar
 def open_trainer(
     recipe: Recipe,
     rows: Sequence[Rendered],
+    ids: Sequence[str],
     base: Base,
     profile: Profile,
     lora: LoraConfig,
@@ -126,6 +209,7 @@ def open_trainer(
             model=model,
             args=sft_config(recipe, profile, scratch),
             rows=rows,
+            ids=ids,
             limits=limits_for(model.config.get_text_config(), profile.device) if profile.share_prefixes else None,
             by_family=recipe.hardware.share_prefixes,
             own_loss=own_loss,
@@ -199,6 +283,7 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
         "gradient_accumulation_steps": profile.accumulation,
         "max_length": None,
         "dataset_kwargs": {"skip_prepare_dataset": True},
+        # Whether and when a checkpoint is written is the Saver's say.
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",

@@ -1,12 +1,15 @@
 """trl's SFTTrainer, fed with our token ids and labels.
 
-Three things differ from upstream, each where upstream leaves room for a subclass: beginnings that rows of a batch share
+Four things differ from upstream, each where upstream leaves room for a subclass: beginnings that rows of a batch share
 are computed once and the head reads only what predicts a loss token (`loss`), batches hold rows that share a beginning
-or a length in a seeded order (`sampler`), and a loss that is not a number stops the run before it reaches the weights.
+or a length in a seeded order (`sampler`), checkpoints are our own (`checkpoints`, `state`), and a loss or a gradient
+that is not a number stops the run before it reaches the weights.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,8 @@ from trl import SFTTrainer
 
 from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
+from tunesmith.train import state
+from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.loss import gradient_error, nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits, lay_out
@@ -80,6 +85,7 @@ class Work:
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are rendered already.
 
+    `ids` name the rows in messages.
     `limits` say what rows of a batch may share; none keeps them apart. `by_family` batches rows that begin alike
     together, by limits that no machine decides: what is learned does not depend on whether sharing pays here. Without
     `own_loss` trl computes the loss.
@@ -89,13 +95,19 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self,
         *args: Any,
         rows: Sequence[Rendered],
+        ids: Sequence[str] = (),
         limits: Limits | None,
         by_family: bool = True,
         own_loss: bool = True,
+        checkpoints: Checkpoints | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, train_dataset=features(rows), **kwargs)
         self.rows = rows
+        self.ids = ids or [f"number {number}" for number in range(1, len(rows) + 1)]
+        self.checkpoints = checkpoints
+        self.lines: list[dict[str, Any]] = []
+        """Of train.jsonl; a checkpoint remembers them."""
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
         self._own_loss = own_loss and plain
         # Noise on embeddings is scaled by the length of what is read at once: parts of rows are other lengths.
@@ -103,6 +115,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         if self._own_loss:
             self.data_collator = Collator(self.limits)
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self._log_of_before: dict[str, Any] | None = None
         self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
         # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
         for parameter in self.model.parameters():
@@ -158,11 +171,80 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise Diverged(
-                f"training: the loss became {loss.item()} at step {self.state.global_step + 1}; nothing was written",
-                hint="lower trainer.learning_rate, or look for a damaged row near that step",
-            )
+            raise self._diverged(f"the loss became {loss.item()}")
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradient became {float(norm)}")
+        return norm
+
+    def _diverged(self, says: str) -> Diverged:
+        rows = self.rows_of_step(self.state.global_step)
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.accelerator.autocast():
+            bad = [row for row in rows if not math.isfinite(float(row_nll(model, self.rows[row])))]
+        alone = f"alone not finite: {self._named(bad)}" if bad else "each of them alone has a finite loss"
+        where = f"step {self.state.global_step + 1}, rows {self._named(rows)}"
+        return Diverged(
+            f"training: {says} at {where}; {alone}; nothing was written",
+            hint="look at these rows; if they are sound, lower trainer.learning_rate",
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        return len(self._sampler.batches())
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The rows of an optimizer step, counted from 0, by their place among all rows."""
+        batches = self._sampler.batches()
+        return batches[step % len(batches)]
+
+    def _named(self, rows: Sequence[int]) -> str:
+        return ", ".join(self.ids[row] for row in rows)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.publish(self.state.global_step, lambda directory: state.write(self, directory))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state.restore_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            held = state.read(Path(checkpoint))
+            self.optimizer.load_state_dict(held["optimizer"])
+            self.lr_scheduler.load_state_dict(held["scheduler"])
+            if held["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(held["scaler"])
+            self._log_of_before = held["log"]
+            self.lines[:] = held["log"]["lines"]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """It comes with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state.set_random_state(state.read(Path(checkpoint))["random"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # The trainer has just reset its counters: what was not logged yet when the checkpoint was written comes back.
+        if log := self._log_of_before:
+            self._tr_loss = log["loss"].to(self.args.device)
+            self._total_loss_scalar, self._globalstep_last_logged = log["total"], log["step"]
+            self._total_train_tokens = log["tokens"]
+            for mode, values in log["metrics"].items():
+                self._metrics[mode].update(values)
+            self._log_of_before = None
+        return super()._run_epoch(*args, **kwargs)
+
+    # ------------------------------------------------------------------ measuring
 
     def token_nll(self, rows: Sequence[Rendered]) -> float:
         """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""

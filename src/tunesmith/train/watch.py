@@ -7,21 +7,25 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from tunesmith.files import write_jsonl
 from tunesmith.progress import Bar, bar
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Draws the bar and writes one line of train.jsonl for each log of the trainer and each scored epoch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lines: list[dict[str, Any]]) -> None:
         self.path = path
-        self.lines: list[dict[str, Any]] = []
+        self.lines = lines
+        """Those of train.jsonl; at the beginning what a checkpoint remembers of them."""
         self._stack = ExitStack()
         self._bar: Bar | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar."""
+        """Start the bar, and train.jsonl with what was written before."""
+        write_jsonl(self.path, self.lines)
         self._bar = self._stack.enter_context(bar("training", state.max_steps))
+        self._bar.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""

@@ -1,0 +1,56 @@
+"""When a checkpoint is due, and what happens when somebody asks training to stop."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from tunesmith.errors import Interrupted
+from tunesmith.sections import CheckpointsSection
+from tunesmith.train.stops import Stop
+
+if TYPE_CHECKING:
+    from tunesmith.train.trainer import AdapterTrainer
+
+
+class Saver(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint between two steps when one is due, and ends a run that was asked to stop once it is saved.
+
+    The last step of an epoch is saved after what is done at the epoch's end, so that nothing of it is done twice.
+    """
+
+    def __init__(self, trainer: "AdapterTrainer", section: CheckpointsSection, stop: Stop) -> None:
+        self.trainer = trainer
+        self.section = section
+        self.stop = stop
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save within an epoch."""
+        if state.global_step % self.trainer.steps_per_epoch:
+            control.should_save = self._due(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save at the end of an epoch."""
+        control.should_save = self._due(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop, where that was asked for.
+
+        Raises:
+            Interrupted: says at which step.
+        """
+        self._saved = time.monotonic()
+        if self.stop.requested:
+            raise Interrupted(
+                f"training: stopped after step {state.global_step} of {state.max_steps}, which is saved; "
+                "the same command goes on from there"
+            )
+
+    def _due(self, state: Any) -> bool:
+        # What the last step leads to is published at once.
+        if state.global_step >= state.max_steps:
+            return False
+        steps = self.section.every_steps
+        waited = time.monotonic() - self._saved >= 60 * self.section.every_minutes
+        return self.stop.requested or waited or bool(steps and state.global_step % steps == 0)
