@@ -130,14 +130,16 @@ def ours(directory: Path) -> list[int]:
 def keyed(chunk: Any) -> Any:
     """What `work` does of the near-duplicate step, and nothing else."""
     from tunesmith.curate.work import Part
-    from tunesmith.near import band_keys
+    from tunesmith.near import band_keys, marks_of, sign
     from tunesmith.text import shingle_form
 
     with chunk.path.open("rb") as stream:
         stream.seek(chunk.start)
         lines = stream.read(chunk.end - chunk.start).splitlines()
     forms = [shingle_form(json.loads(line)["prompt"]) for line in lines]
-    part = Part(columns={"exact": np.zeros(len(forms), dtype=np.int64)}, bands=band_keys(forms))
+    signatures = sign(forms)
+    columns = {"exact": np.zeros(len(forms), dtype=np.int64)}
+    part = Part(columns=columns, bands=band_keys(signatures, THRESHOLD), marks=marks_of(signatures))
     part.hold([], forms)
     return part
 

@@ -63,8 +63,8 @@ BROKEN = {
     "key like no other at the top": (
         "base: tiny",
         "base: tiny\nxyzzy: 1",
-        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: arms, base, checkpoints, curate, data, description, export, "
-        "extends, gate, hardware, lora, name",
+        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: arms, base, checkpoints, curate, data, description, "
+        "export, extends, gate, hardware, lora, name",
     ),
     "typo in a section": (
         "  max_tokens: 64",

@@ -232,6 +232,26 @@ class CurateSection(Section):
     probes: list[str] = Field(default=[])
     """Files of text or rows that training rows must not hold, relative to the project."""
 
+    @model_validator(mode="after")
+    def _nothing_said_in_vain(self) -> "CurateSection":
+        names = {step.name for step in self.steps}
+        split, duplicates = self.split, self.duplicates
+        if "privacy" in self.model_fields_set and "privacy" not in names:
+            raise ValueError("privacy: does nothing without the step `privacy`")
+        if self.labels and "completion" not in names:
+            raise ValueError("labels: does nothing without the step `completion`")
+        if duplicates.drop_near and duplicates.near is None and duplicates.semantic is None:
+            raise ValueError("duplicates.drop_near: does nothing where nothing near is looked for")
+        said = {"shares", "stratify"} & split.model_fields_set
+        if split.time is not None and said:
+            raise ValueError(f"split.{sorted(said)[0]}: does nothing beside split.time, which cuts by date")
+        if self.select and self.select.quotas and split.stratify is None:
+            raise ValueError("select.quotas: does nothing without split.stratify, whose values they name")
+        sources = [source.name for source in self.sources]
+        if twice := sorted({name for name in sources if sources.count(name) > 1}):
+            raise ValueError(f"sources: {', '.join(twice)} stands twice; a row names its source, so names differ")
+        return self
+
     @field_validator("steps")
     @classmethod
     def _once_each(cls, value: list[StepSection]) -> list[StepSection]:

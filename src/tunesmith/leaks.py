@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.near import band_keys, similarities
+from tunesmith.near import band_keys, candidates, marks_of, sign, similarities
 from tunesmith.rows import Row
 from tunesmith.text import duplicate_key, shingle_form
 
@@ -54,6 +54,14 @@ def row_texts(rows: Iterable[Row]) -> Iterator[Text]:
         yield Text(row.id, row.prompt_text, row.group)
 
 
+def trained_texts(rows: Iterable[tuple[str, Row]]) -> Iterator[Text]:
+    """All that training learns of named rows: what they ask, what they answer, and both together."""
+    for name, row in rows:
+        yield Text(name, row.prompt_text)
+        yield Text(name, row.reference)
+        yield Text(name, f"{row.prompt_text}\n{row.reference}")
+
+
 def find_leaks(left: Iterable[Text], right: Sequence[Text], near: float | None = 0.8) -> list[Leak]:
     """Every text on the left with a leak to the right: one leak each, of the surest kind.
 
@@ -79,7 +87,7 @@ class _Index:
         self.groups = {text.group: i for i, text in enumerate(texts) if text.group is not None}
         self.passages = _rare_passages([text.text for text in texts])
         self.forms = [shingle_form(text.text) for text in texts] if self.near is not None else []
-        self.bands = [_Sorted(keys) for keys in band_keys(self.forms).T] if self.near is not None else []
+        self.signatures = sign(self.forms)
 
     def leaks(self, batch: Sequence[Text]) -> Iterator[Leak]:
         near, passage = self._near(batch), self._passage(batch)
@@ -100,11 +108,10 @@ class _Index:
         if self.near is None:
             return {}
         forms = [shingle_form(text.text) for text in batch]
-        meets: set[tuple[int, int]] = set()
-        for known, keys in zip(self.bands, band_keys(forms).T, strict=True):
-            meets |= {(other, len(self.forms) + number) for number, other in known.find(keys)}
         both = self.forms + forms
-        pairs = np.array(sorted(meets), dtype=np.int64).reshape(-1, 2)
+        signatures = np.concatenate([self.signatures, sign(forms)])
+        sides = np.arange(len(both)) >= len(self.forms)
+        pairs, _ = candidates(band_keys(signatures, self.near).T, marks_of(signatures), self.near, sides)
         alike = similarities(pairs, lambda indices: [both[i] for i in indices.tolist()])
         found: dict[int, Leak] = {}
         for (other, place), value in zip(pairs.tolist(), alike.tolist(), strict=True):

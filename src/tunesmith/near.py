@@ -1,28 +1,35 @@
 """Texts that are nearly the same: MinHash over character 5-grams.
 
 Shingles are made in numpy for many texts at once, signatures by rensa (in Rust), candidates by banding: two texts whose
-sets of shingles have Jaccard similarity s meet in one of b bands of r slots with probability 1 - (1 - s^r)^b. With the
-bands here that is 0.986 at 0.8 and 0.004 at 0.3. Those that meet are then compared by their exact similarity.
+sets of shingles have Jaccard similarity s meet in one of b bands of r slots with probability 1 - (1 - s^r)^b. The bands
+are as wide as a threshold allows that finds 98 % of the pairs that lie just on it. All that meet are compared, by their
+signatures first and then by their exact similarity, so what is found does not depend on the order of texts.
 Source: Broder 1997 (resemblance); Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4 (banding).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 SHINGLE = 5
 SLOTS = 128
-BAND = 7
-BANDS = SLOTS // BAND
 SEED = 1
+FOUND = 0.98
+"""Share of the pairs just on the threshold that are to meet."""
 FEW = 256
 """Texts that are hashed at once: so many stay in a core's cache."""
-BATCH = 4096
-"""Pairs of which the texts are held at once."""
+BATCH = 1 << 16
+"""Pairs that are compared at once."""
+MOST_PAIRS = 1 << 24
+"""Pairs of one band that are compared; where more meet, the largest crowds are not compared in full."""
+WINDOW = 64
+"""In a crowd, each text is compared with so many that follow it in the order of signatures."""
 
 Hashes = NDArray[np.uint64]
+Marks = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 Pairs = NDArray[np.int64]
 """Shape (n, 2): indices of two texts, the smaller first."""
@@ -65,30 +72,37 @@ def _mixed(codes: Hashes) -> Hashes:
     return hashes
 
 
-def band_keys(forms: Sequence[str]) -> Hashes:
-    """A key for each band of each text's signature, shape (texts, BANDS); texts that share one are candidates."""
+def banding(threshold: float) -> tuple[int, int]:
+    """How many bands of how many slots find pairs of a similarity: the widest that still find `FOUND` of them."""
+    found = [r for r in range(1, SLOTS) if 1 - (1 - threshold**r) ** (SLOTS // r) >= FOUND]
+    width = max(found, default=1)
+    return SLOTS // width, width
+
+
+def sign(forms: Sequence[str]) -> Hashes:
+    """The MinHash signature of each text, shape (texts, SLOTS)."""
     from rensa import RMinHash
 
     codes, offsets = shingles(forms)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(_mixed(codes), offsets.astype(np.uint64), SLOTS, SEED)
     slots = np.fromiter(chain.from_iterable(matrix.to_rows()), dtype=np.uint64, count=len(forms) * SLOTS)
-    slots = slots.reshape(len(forms), SLOTS)[:, : BANDS * BAND].reshape(len(forms), BANDS, BAND)
-    keys = np.zeros((len(forms), BANDS), dtype=np.uint64)
-    for slot in range(BAND):
+    return np.asarray(slots.reshape(len(forms), SLOTS))
+
+
+def band_keys(signatures: Hashes, threshold: float) -> Hashes:
+    """A key for each band of each signature, shape (texts, bands); texts that share one are candidates."""
+    bands, width = banding(threshold)
+    slots = signatures[:, : bands * width].reshape(len(signatures), bands, width)
+    keys = np.zeros((len(signatures), bands), dtype=np.uint64)
+    for slot in range(width):
         keys = (keys ^ slots[:, :, slot]) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
     return keys
 
 
-def meeting(keys: Hashes) -> Pairs:
-    """Pairs of indices whose keys are equal: each with the first of its kind and with the one before it."""
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    begins = np.flatnonzero(np.concatenate([[True], ~same])) if len(order) else np.zeros(0, dtype=np.int64)
-    first = np.repeat(order[begins], np.diff(np.concatenate([begins, [len(order)]])))
-    with_first = np.stack([first[1:][same], order[1:][same]], axis=1)
-    with_last = np.stack([order[:-1][same], order[1:][same]], axis=1)
-    return unique_pairs(np.concatenate([with_first, with_last]))
+def marks_of(signatures: Hashes) -> Marks:
+    """A byte of each slot: enough to tell how alike two texts are, roughly."""
+    return signatures.astype(np.uint8)
 
 
 def unique_pairs(pairs: Pairs) -> Pairs:
@@ -100,12 +114,58 @@ def unique_pairs(pairs: Pairs) -> Pairs:
     return np.stack([codes >> np.uint64(32), codes & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
 
 
-def candidates(bands: Iterable[Hashes]) -> Pairs:
-    """Pairs that meet in any band; one band's keys are held at a time."""
+def candidates(
+    bands: Iterable[Hashes], marks: Marks, threshold: float, sides: NDArray[np.bool_] | None = None
+) -> tuple[Pairs, int]:
+    """Pairs that meet in any band and whose signatures are about as alike as the threshold; and how many are crowded.
+
+    One band's keys are held at a time. With `sides` only pairs across the two are taken. Crowded are texts of which so
+    many meet that not every pair was compared.
+    """
+    # Slots agree with the similarity as probability: two and a half deviations below the threshold leave out 0.6 %.
+    least = threshold - 2.5 * sqrt(threshold * (1 - threshold) / SLOTS)
     found = np.zeros((0, 2), dtype=np.int64)
+    crowded = np.zeros(len(marks), dtype=np.bool_)
     for keys in bands:
-        found = unique_pairs(np.concatenate([found, meeting(keys)]))
-    return found
+        kept = [found]
+        for pairs in _meeting(keys, marks, crowded):
+            across = pairs if sides is None else pairs[sides[pairs[:, 0]] != sides[pairs[:, 1]]]
+            agree = np.count_nonzero(marks[across[:, 0]] == marks[across[:, 1]], axis=1)
+            kept.append(across[agree >= least * SLOTS])
+        found = unique_pairs(np.concatenate(kept))
+    return found, int(crowded.sum())
+
+
+def _meeting(keys: Hashes, marks: Marks, crowded: NDArray[np.bool_]) -> Iterator[Pairs]:
+    """All pairs of indices whose keys are equal, some at a time; `crowded` is set where they are too many for that."""
+    order = np.argsort(keys, kind="stable")
+    begins = np.flatnonzero(np.concatenate([[True], keys[order[1:]] != keys[order[:-1]]])) if len(order) else order
+    sizes = np.diff(np.concatenate([begins, [len(order)]]))
+    most = _largest_crowd(sizes)
+    for begin, size in zip(begins[sizes > most].tolist(), sizes[sizes > most].tolist(), strict=True):
+        crowd = order[begin : begin + size]
+        crowded[crowd] = True
+        order[begin : begin + size] = crowd[np.argsort(np.ascontiguousarray(marks[crowd]).view(f"S{SLOTS}")[:, 0])]
+    # How many follow each text in its group, and with how many of them it is compared.
+    follow = np.repeat(begins + sizes, sizes) - np.arange(len(order)) - 1
+    reach = np.minimum(follow, np.where(np.repeat(sizes, sizes) > most, WINDOW, follow))
+    alive, apart = np.flatnonzero(reach > 0), 1
+    some: list[Pairs] = []
+    while len(alive):
+        some.append(np.stack([order[alive], order[alive + apart]], axis=1))
+        apart += 1
+        alive = alive[reach[alive] >= apart]
+        if sum(map(len, some)) >= BATCH or not len(alive):
+            yield from _parts(np.concatenate(some))
+            some = []
+
+
+def _largest_crowd(sizes: Numbers) -> int:
+    """The largest number of texts that meet of which all pairs can be compared, with those of all smaller ones."""
+    kinds, counts = np.unique(sizes, return_counts=True)
+    pairs = np.cumsum(counts * (kinds * (kinds - 1) // 2))
+    fits = kinds[pairs <= MOST_PAIRS]
+    return int(fits[-1]) if len(fits) else WINDOW
 
 
 def similarities(pairs: Pairs, forms: Callable[[Numbers], Sequence[str]]) -> NDArray[np.float64]:
@@ -119,27 +179,27 @@ def _parts(pairs: Pairs) -> Iterator[Pairs]:
 
 
 def _similarities(pairs: Pairs, forms: Callable[[Numbers], Sequence[str]]) -> NDArray[np.float64]:
+    from scipy.sparse import csr_array
+
     needed, where = np.unique(pairs, return_inverse=True)
-    texts = forms(needed)
-    codes, offsets = shingles(texts)
-    sets: dict[int, Hashes] = {}
+    codes, offsets = shingles(forms(needed))
+    # A row for each text, a one for each of its shingles; 31 bits of their hashes tell them apart.
+    columns = (_mixed(codes) >> np.uint64(33)).astype(np.int32)
+    held = csr_array((np.ones(len(columns), dtype=np.int32), columns, offsets), shape=(len(needed), 2**31 - 1))
+    held.sum_duplicates()
+    held.data[:] = 1
+    sizes = np.diff(held.indptr)
+    left, right = where.reshape(pairs.shape).T
+    both = np.asarray(held[left].multiply(held[right]).sum(axis=1)).ravel()
+    # A text without a word is near nothing, not even to another one.
+    return np.asarray(both / np.maximum(1, sizes[left] + sizes[right] - both), dtype=np.float64)
 
-    def set_of(text: int) -> Hashes:
-        if text not in sets:
-            own = np.sort(codes[offsets[text] : offsets[text + 1]])
-            sets[text] = own[np.append(own[1:] != own[:-1], True)] if len(own) else own
-        return sets[text]
 
-    found = np.ones(len(pairs))
-    sides = where.reshape(pairs.shape)
-    for place in range(len(pairs)):
-        left, right = int(sides[place, 0]), int(sides[place, 1])
-        # A text without a word is near nothing, not even to another one.
-        if texts[left] != texts[right] or not texts[left]:
-            together = np.sort(np.concatenate((set_of(left), set_of(right))))
-            both = int(np.count_nonzero(together[1:] == together[:-1]))
-            found[place] = both / max(1, len(together) - both)
-    return found
+def chained(keys: Numbers) -> Pairs:
+    """Pairs of indices that chain equal keys together."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    return np.stack([order[:-1][same], order[1:][same]], axis=1)
 
 
 def components(n: int, pairs: Pairs) -> NDArray[np.int64]:

@@ -304,7 +304,9 @@ def _as_text(location: tuple[int | str, ...], error: Any, source: YamlSource, la
     if error["type"] == "missing":
         return f"{where}: missing; a recipe states it"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+    # A whole section is no value that a person would look for.
+    value = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{value}"
 
 
 def _known_keys(keys: Keys) -> set[str]:

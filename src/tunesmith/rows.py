@@ -200,8 +200,29 @@ def kind(value: Any) -> str:
 
 def function_of(tool: dict[str, Any]) -> dict[str, Any]:
     """The function of a tool or of a tool call, with or without the `{"type": "function"}` around it."""
-    function: dict[str, Any] = tool.get("function") or tool
-    return function
+    function = tool.get("function", tool)
+    return function if isinstance(function, dict) else {}
+
+
+def arguments_of(function: dict[str, Any]) -> Any:
+    """The arguments of a call as a value; what is no JSON stands for itself."""
+    arguments = function.get("arguments", {})
+    try:
+        return loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
+def loads(text: str) -> Any:
+    """A JSON value as Python's parser reads it, whatever the text.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply, or a number too long to read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def lower(message: str) -> str:

@@ -1,12 +1,29 @@
 """The JSON Schema that a task's answers satisfy."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+from jsonschema.exceptions import UnknownType
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from tunesmith.errors import UserError
+
+FAULTS = (jsonschema.SchemaError, UnknownType, Unresolvable, re.error)
+"""What a schema that is wrong in itself may raise: where it is checked, or only where it is used."""
+
+
+def validator_of(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
+    """A validator that knows no schema but this one: a `$ref` elsewhere is unresolvable, and nothing is fetched.
+
+    Raises:
+        jsonschema.SchemaError: it is not a JSON Schema.
+    """
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema, registry=Registry())
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -17,7 +34,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     """
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.Draft202012Validator.check_schema(schema)
+        validator_of(schema)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it holds the JSON Schema of the answers") from None
     except UnicodeDecodeError as error:

@@ -1,7 +1,13 @@
-"""Normal forms of text: the one that is written, and the one that tells duplicates."""
+"""Normal forms of text: the one that is written, and those by which texts are told to be the same.
+
+Three of the latter, from the strictest: `same_key` (what may be dropped as a copy), `shingle_form` (what is compared to
+find near-duplicates), `duplicate_key` (what may not stand on two sides of a split).
+"""
 
 import re
 import unicodedata
+
+import regex
 
 
 def normalise(text: str) -> str:
@@ -9,16 +15,31 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def same_key(text: str) -> str:
+    """The text with compatibility forms, case and spaces folded, without the points and quotes of its sentences.
+
+    Points inside a number and the signs of a formula stay: `1.5` is not `15`, and `3+2` not `3-2`.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(SENTENCE_MARKS.sub(" ", folded).split())
+
+
+# Where a word ends, and quotes where one begins.
+SENTENCE_MARKS = re.compile(r"[.,;:!?\u2026\"'\u2018\u2019\u201c\u201d]+(?=\s|$)|(?<!\S)[\"'\u2018\u201c]+")
+
+
 def duplicate_key(text: str) -> str:
-    """Letters and digits only, compatibility forms and case folded: texts with one key are duplicates."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
+    """Letters, their marks and digits only, compatibility forms and case folded."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # A mark is part of its letter: without its vowel signs Hindi is another word.
+    return re.sub(r"[\W_]+", "", folded) if folded.isascii() else regex.sub(r"[^\p{L}\p{N}\p{M}]+", "", folded)
 
 
 def shingle_form(text: str) -> str:
     """Words in lower case between single spaces, compatibility forms folded: what near-duplicates are compared by."""
     if text.isascii():
         return b" ".join(text.encode().translate(ASCII_WORDS).split()).decode()
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+    return " ".join(regex.findall(r"[\w\p{M}]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 # For texts of ASCII alone the same, four times faster.

@@ -260,7 +260,7 @@ def test_rows_that_hold_a_probe_set_are_not_trained_on(project):
 def test_each_row_says_where_it_comes_from(project):
     project.write([pair(text, topic="t") for text in sentences(30)])
     row = next(iter(project.curate()["train"]))
-    assert row.meta == {"topic": "t", "source": "pile", "licence": "CC0-1.0", "transform": 1}
+    assert row.meta == {"topic": "t", "source": "pile", "licence": "CC0-1.0", "transform": 2}
     card = (project.data / "CARD.md").read_text()
     assert "`pile`: CC0-1.0. `pile.jsonl`. 30 rows made, 30 kept." in card
 

@@ -4,16 +4,14 @@ Each check takes the rows as token ids and labels, exactly as training gets them
 fail. They look at the ids and labels, not at how they were made, so a fault in rendering shows here too.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jsonschema
-
 from tunesmith.leaks import find_leaks, row_texts
 from tunesmith.prompt import IGNORE, Rendered, Renderer
-from tunesmith.rows import Row, function_of
+from tunesmith.rows import Row, function_of, loads
+from tunesmith.schema import validator_of
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
@@ -110,14 +108,14 @@ def control_tokens(renderer: Renderer) -> Check:
 
 def off_schema(schema: dict[str, Any]) -> Check:
     """Rows whose completion is not valid JSON under the task's schema."""
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = validator_of(schema)
 
     def check(rows: Sequence[Checked]) -> list[str]:
         failed = []
         for c in rows:
             try:
-                valid = validator.is_valid(json.loads(c.row.reference))
-            except json.JSONDecodeError:
+                valid = validator.is_valid(loads(c.row.reference))
+            except ValueError:
                 valid = False
             if not valid:
                 failed.append(c.row.id)

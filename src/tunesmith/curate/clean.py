@@ -6,14 +6,13 @@ What looks at all rows at once (copies, contradictions) stands in `duplicates`.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import jsonschema
 import numpy as np
-from jsonschema.exceptions import UnknownType
 
 from tunesmith.curate import privacy
 from tunesmith.curate.formats import Malformed
@@ -21,7 +20,8 @@ from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.near import similarities
 from tunesmith.prompt import Renderer
-from tunesmith.rows import Message, Row, function_of
+from tunesmith.rows import Message, Row, arguments_of, function_of, loads
+from tunesmith.schema import FAULTS, validator_of
 from tunesmith.text import duplicate_key, shingle_form, tidy
 
 
@@ -65,6 +65,44 @@ def with_texts(row: Row, new: Iterable[str]) -> Row:
     return row.model_copy(update={"messages": messages, "completion": changed(row.completion)})
 
 
+def all_texts(row: Row) -> list[str]:
+    """Every text that a row holds: `texts`, the arguments of its calls, and its meta."""
+    return [text for part in _parts(row) for text in _leaves(part)]
+
+
+def with_all_texts(row: Row, new: Iterable[str]) -> Row:
+    """The row with other texts, in the order of `all_texts`."""
+    rest = iter(new)
+    *messages, completion, meta = (_changed(part, rest) for part in _parts(row))
+    old = [*row.messages, row.completion]
+    told = [m.model_copy(update=part) for m, part in zip(old, [*messages, completion], strict=True)]
+    return row.model_copy(
+        update={"messages": told[:-1], "completion": told[-1]} | ({"meta": meta} if row.meta is not None else {})
+    )
+
+
+def _parts(row: Row) -> list[Any]:
+    """What of each message, the completion and the meta may hold text of persons."""
+    said = [{key: getattr(m, key) for key in ("content", "tool_calls")} for m in (*row.messages, row.completion)]
+    return [*({key: value for key, value in part.items() if value is not None} for part in said), row.meta]
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+
+
+def _changed(value: Any, rest: Iterator[str]) -> Any:
+    if isinstance(value, str):
+        return next(rest)
+    if isinstance(value, dict):
+        return {key: _changed(part, rest) for key, part in value.items()}
+    return [_changed(part, rest) for part in value] if isinstance(value, list) else value
+
+
 # ---------------------------------------------------------------------- the steps
 
 
@@ -77,7 +115,9 @@ def control_tokens(row: Row, told: str, context: Context) -> Outcome:
     """Text that spells one of the base's control tokens, such as an end of turn: refused, broken up, or left out."""
     assert context.renderer is not None
     words = control_words(context.renderer)
-    found = sorted({word for text in texts(row) for word in words if word in text})
+    # Meta is no part of what the model reads.
+    read = row.model_copy(update={"meta": None})
+    found = sorted({word for text in all_texts(read) for word in words if word in text})
     if not found:
         return row
     if told == "refuse":
@@ -90,7 +130,7 @@ def control_tokens(row: Row, told: str, context: Context) -> Outcome:
             text = text.replace(word, f"{word[0]} {word[1:]}")
         return text
 
-    return with_texts(row, map(broken, texts(row)))
+    return with_all_texts(read, map(broken, all_texts(read))).model_copy(update={"meta": row.meta})
 
 
 @cache
@@ -102,13 +142,13 @@ def control_words(renderer: Renderer) -> tuple[str, ...]:
 def find_private(row: Row, told: None, context: Context) -> Outcome:
     """Personal data and secrets: reported by row and rule, redacted, or refused."""
     actions = context.curate.privacy.model_dump()
-    rules = {found.rule for text in texts(row) for found in privacy.find(text)}
+    rules = {found.rule for text in all_texts(row) for found in privacy.find(text)}
     context.findings += [(row.id, rule, actions[rule]) for rule in sorted(rules)]
     failed = sorted(rule for rule in rules if actions[rule] == "fail")
     if failed:
         raise Malformed(f"holds {', '.join(failed)}; take it out, or set curate.privacy.{failed[0]} to redact")
     redacted = {rule for rule in rules if actions[rule] == "redact"}
-    return with_texts(row, privacy.redact(texts(row), redacted)) if redacted else row
+    return with_all_texts(row, privacy.redact(all_texts(row), redacted)) if redacted else row
 
 
 def empty(row: Row, told: None, context: Context) -> Outcome:
@@ -211,9 +251,9 @@ def completion(row: Row, told: None, context: Context) -> Outcome:
         known = row.reference.strip() in context.curate.labels
         return row if known else Drop("the completion is none of curate.labels", row.reference[:60])
     try:
-        value = json.loads(row.reference)
-    except json.JSONDecodeError as error:
-        return Drop("the completion is not JSON", error.msg)
+        value = loads(row.reference)
+    except ValueError as error:
+        return Drop("the completion is not JSON", str(error))
     fault = next(iter(_validator(json.dumps(context.schema)).iter_errors(value)), None)
     return row if fault is None else Drop("the completion breaks data.schema", f"{fault.json_path}: {fault.validator}")
 
@@ -223,13 +263,12 @@ def _calls_what_is_offered(row: Row) -> Outcome:
     for call in map(function_of, row.completion.tool_calls or ()):
         if call.get("name") not in offered:
             return Drop("the completion calls a tool that the row does not offer", str(call.get("name")))
-        arguments = call.get("arguments", {})
-        value = json.loads(arguments) if isinstance(arguments, str) else arguments
-        parameters = offered[call["name"]].get("parameters", {})
+        parameters = offered[call["name"]].get("parameters")
         try:
-            fault = next(iter(_validator(json.dumps(parameters)).iter_errors(value)), None)
-        except UnknownType:
-            # A dialect of types that JSON Schema does not know says nothing of the arguments.
+            # A dialect that JSON Schema does not know says nothing of the arguments.
+            validator = _validator(json.dumps(parameters if isinstance(parameters, dict) else {}))
+            fault = next(iter(validator.iter_errors(arguments_of(call))), None)
+        except FAULTS:
             continue
         if fault is not None:
             return Drop("the completion breaks the tool's parameters", f"{call['name']}: {fault.json_path}")
@@ -238,7 +277,7 @@ def _calls_what_is_offered(row: Row) -> Outcome:
 
 @cache
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(json.loads(schema))
+    return validator_of(json.loads(schema))
 
 
 def copying(row: Row, told: float, context: Context) -> Outcome:

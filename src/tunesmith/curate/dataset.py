@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def publish_dataset(out: Path, directory: Path, manifest: Mapping[str, Any]) -> 
     dataset = Dataset(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(dataset.next_manifest_path, manifest)
+    if not (out / "curve").exists():
+        # Subsets of a train split that is no more.
+        shutil.rmtree(directory / "curve", ignore_errors=True)
     for path in sorted(out.iterdir()):
         publish(path, directory / path.name)
     os.replace(dataset.next_manifest_path, dataset.manifest_path)

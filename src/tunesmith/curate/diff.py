@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tunesmith.curate.alarms import Alarm, triggers
 from tunesmith.errors import UserError
-from tunesmith.rows import SPLITS, Dataset, Row
+from tunesmith.rows import SPLITS, Dataset, Row, read_rows
 
 JUMP = 0.10
 """Change of a source's share of the training rows that is worth a look."""
@@ -84,7 +84,9 @@ def _rows(directory: Path) -> dict[str, tuple[str, Row]]:
         raise UserError(
             f"{directory}: holds no manifest.json; name two directories that `tunesmith curate` has written"
         )
-    return {row.id: (split, row) for split in SPLITS for row in dataset.rows(split)}
+    paths = {split: directory / f"{split}.jsonl" for split in SPLITS}
+    # A split that has no share is an empty file.
+    return {row.id: (split, row) for split, path in paths.items() if path.stat().st_size for row in read_rows(path)}
 
 
 def _shares(rows: list[Row]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The same row twice: exact and normalised copies, contradictions, near-duplicates, and the groups that follow.
 
 Copies and contradictions are left out; what is near stays, as one group that never straddles two splits. Nothing here
-depends on the order of rows: of several copies the one with the smallest key stays.
+depends on the order of rows: of several copies one that the dataset holds already stays, else that of the smallest key.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tunesmith.curate.pile import Numbers, Pile
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
-from tunesmith.near import Pairs, components, unique_pairs
+from tunesmith.near import Pairs, chained, components, unique_pairs
 
 
 @dataclass
@@ -31,8 +31,8 @@ COPY, NORMALISED, NEAR = "an exact copy", "a copy but for case, spaces or punctu
 CONTRADICTION = "the same prompt with another completion"
 
 
-def find(pile: Pile, curate: CurateSection) -> Duplicates:
-    """Find copies, contradictions and near-duplicates among all rows of a pile.
+def find(pile: Pile, curate: CurateSection, old: NDArray[np.bool_]) -> Duplicates:
+    """Find copies, contradictions and near-duplicates among all rows of a pile; `old` are those of the dataset before.
 
     Raises:
         UserError: rows contradict each other and the recipe refuses that, or there are too many for `semantic`.
@@ -40,8 +40,8 @@ def find(pile: Pile, curate: CurateSection) -> Duplicates:
     columns = pile.columns
     everything = np.arange(len(pile))
     found = Duplicates(everything)
-    _one_of_each(found, [columns["exact"]], columns["id"], COPY)
-    _one_of_each(found, [columns["asked"], columns["answer"]], columns["exact"], NORMALISED)
+    _one_of_each(found, [columns["exact"]], columns["whole"], old, COPY)
+    _one_of_each(found, [columns["asked"], columns["answer"]], columns["whole"], old, NORMALISED)
     for step in curate.steps:
         if step.name == "contradictions":
             before = len(found.dropped)
@@ -57,30 +57,20 @@ def find(pile: Pile, curate: CurateSection) -> Duplicates:
         pairs, alike = np.concatenate([pairs, more]), np.concatenate([alike, cosine])
     found.near, found.similarity = pairs, alike
     if curate.duplicates.drop_near:
-        labels = components(len(pile), pairs)
-        _one_of_each(found, [labels], columns["exact"], NEAR)
-        found.near, found.similarity = found.near[:0], found.similarity[:0]
+        _one_of_each_cluster(found, components(len(pile), pairs), columns["whole"], old)
     return found
 
 
-def group_edges(pile: Pile, duplicates: Duplicates) -> Pairs:
-    """Pairs of rows that belong to one group: by its name, by their prompt, or because they are near."""
+def same_group(pile: Pile, duplicates: Duplicates) -> Pairs:
+    """Pairs of rows that belong to one group whatever else there is: by its name, or by their prompt."""
     kept = duplicates.kept
-    edges = [duplicates.near, *(kept[_runs(pile.columns[name][kept])] for name in ("group", "prompt"))]
-    return unique_pairs(np.concatenate(edges))
+    return unique_pairs(np.concatenate([kept[chained(pile.columns[name][kept])] for name in ("group", "prompt")]))
 
 
-def _runs(keys: Numbers) -> Pairs:
-    """Pairs of indices that chain equal keys together."""
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    return np.stack([order[:-1][same], order[1:][same]], axis=1)
-
-
-def _one_of_each(found: Duplicates, keys: list[Numbers], rank: Numbers, reason: str) -> None:
-    """Keep of rows with equal keys the one of the smallest rank."""
+def _one_of_each(found: Duplicates, keys: list[Numbers], rank: Numbers, old: NDArray[np.bool_], reason: str) -> None:
+    """Keep of rows with equal keys an old one, else the one of the smallest rank."""
     kept = found.kept
-    order = kept[np.lexsort([rank[kept], *(key[kept] for key in keys)])]
+    order = kept[np.lexsort([rank[kept], ~old[kept], *(key[kept] for key in keys)])]
     same = np.ones(max(0, len(order) - 1), dtype=bool)
     for key in keys:
         same &= key[order[1:]] == key[order[:-1]]
@@ -88,6 +78,21 @@ def _one_of_each(found: Duplicates, keys: list[Numbers], rank: Numbers, reason: 
     first = order[np.maximum.accumulate(np.where(copy, 0, np.arange(len(order))))] if len(order) else order
     found.dropped += [(int(row), int(stays), reason) for row, stays in zip(order[copy], first[copy], strict=True)]
     found.kept = np.sort(order[~copy])
+
+
+def _one_of_each_cluster(found: Duplicates, labels: Numbers, rank: Numbers, old: NDArray[np.bool_]) -> None:
+    """Keep of each cluster its old rows, else the one of the smallest rank."""
+    kept_old = found.kept[old[found.kept]]
+    # A row that was judged on must not give way to one that came later.
+    stays = dict(zip(labels[kept_old[::-1]].tolist(), kept_old[::-1].tolist(), strict=True))
+    late = found.kept[np.isin(labels[found.kept], labels[kept_old]) & ~old[found.kept]]
+    found.dropped += [(row, stays[int(labels[row])], NEAR) for row in late.tolist()]
+    found.kept = np.setdiff1d(found.kept, late)
+    apart = labels.copy()
+    apart[old] = len(labels) + np.flatnonzero(old)
+    _one_of_each(found, [apart], rank, old, NEAR)
+    alive = np.isin(found.near, found.kept).all(axis=1)
+    found.near, found.similarity = found.near[alive], found.similarity[alive]
 
 
 def _contradictions(found: Duplicates, asked: Numbers, answer: Numbers) -> None:

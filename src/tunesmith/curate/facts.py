@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from tunesmith.curate.duplicates import Duplicates
 from tunesmith.curate.manifest import read_split
 from tunesmith.curate.pile import Pile
 from tunesmith.curate.split import NOWHERE, Cut
-from tunesmith.leaks import KINDS, Leak, Text, find_leaks, row_texts
+from tunesmith.errors import UserError
+from tunesmith.leaks import KINDS, Leak, Text, find_leaks, row_texts, trained_texts
 from tunesmith.probes import probe_texts
-from tunesmith.prompt import Renderer
+from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import LoadedRecipe
-from tunesmith.rows import SPLITS, Row
+from tunesmith.rows import SPLITS, Row, loads
 
 SHOWN_ROWS = 20
 SHOWN_PAIRS = 8
@@ -92,7 +93,7 @@ def lengths(out: Path, renderer: Renderer) -> dict[str, Any]:
     table: dict[str, Any] = {}
     trained: list[tuple[int, int]] = []
     for split in SPLITS:
-        rendered = [renderer.render(row) for row in islice(read_split(out, split), RENDERED)]
+        rendered = [r for row in islice(read_split(out, split), RENDERED) if (r := _rendered(renderer, row))]
         numbers = [(len(r.prompt_ids), len(r.completion_ids)) for r in rendered]
         trained = numbers if split == "train" else trained
         table[split] = {
@@ -101,6 +102,14 @@ def lengths(out: Path, renderer: Renderer) -> dict[str, Any]:
         }
     bars = {name: _histogram([n[which] for n in trained]) for name, which in (("prompt", 0), ("completion", 1))}
     return {"quantiles": table, "bars": bars, "rendered": RENDERED}
+
+
+def _rendered(renderer: Renderer, row: Row) -> Rendered | None:
+    """A row as the base's template writes it; none where the template refuses it, which `check` tells of."""
+    try:
+        return renderer.render(row)
+    except UserError:
+        return None
 
 
 def _quantiles(numbers: Sequence[int]) -> dict[str, int]:
@@ -145,8 +154,8 @@ def fields(out: Path) -> list[dict[str, Any]]:
     for split in SPLITS:
         for row in read_split(out, split):
             try:
-                completion = json.loads(row.reference)
-            except json.JSONDecodeError:
+                completion = loads(row.reference)
+            except ValueError:
                 continue
             if not isinstance(completion, dict):
                 continue
@@ -198,18 +207,22 @@ def leak_table(loaded: LoadedRecipe, out: Path) -> list[dict[str, Any]]:
     others: dict[str, list[Text]] = dict(held)
     for name, texts in probe_texts(loaded.recipe.curate.probes, loaded.root).items():
         others[name] = [Text(f"{name}#{i}", text) for i, text in enumerate(texts, start=1)]
-    table = [
-        _leaks("train", name, find_leaks(row_texts(read_split(out, "train")), other, near))
-        for name, other in others.items()
-    ]
-    return [
-        *table,
-        _leaks("dev", "gate", find_leaks(held["dev"], held["gate"], near)),
-        _leaks("gate", "confirm", find_leaks(held["gate"], held["confirm"], near)),
-    ]
+
+    def trained(name: str) -> Iterator[Text]:
+        rows = read_split(out, "train")
+        return row_texts(rows) if name in held else trained_texts((row.id, row) for row in rows)
+
+    table = [_leaks("train", name, find_leaks(trained(name), other, near)) for name, other in others.items()]
+    pairs = (("dev", "gate"), ("dev", "confirm"), ("gate", "confirm"))
+    return [*table, *(_leaks(a, b, find_leaks(held[a], held[b], near)) for a, b in pairs)]
 
 
 def _leaks(left: str, right: str, leaks: Sequence[Leak]) -> dict[str, Any]:
+    # A row may leak in several ways: it counts once, by the surest.
+    surest: dict[str, Leak] = {}
+    for leak in sorted(leaks, key=lambda leak: KINDS.index(leak.kind)):
+        surest.setdefault(leak.left, leak)
+    leaks = list(surest.values())
     counts = Counter(leak.kind for leak in leaks)
     return {
         "left": left,
@@ -242,7 +255,8 @@ def rendered_rows(out: Path, renderer: Renderer) -> list[dict[str, Any]]:
     shown = []
     for row in read_split(out, "train"):
         for turn in row.turns() if row.id in chosen else ():
-            rendered = renderer.render(turn)
+            if (rendered := _rendered(renderer, turn)) is None:
+                continue
             shown.append(
                 {
                     "id": turn.id,

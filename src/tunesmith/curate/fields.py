@@ -4,7 +4,7 @@ import json
 from datetime import date
 from typing import Any
 
-from tunesmith.rows import Row
+from tunesmith.rows import Row, loads
 
 
 def value_of(row: Row, path: str) -> str | None:
@@ -20,8 +20,8 @@ def value_of(row: Row, path: str) -> str | None:
     if head == "completion" and not rest:
         return row.reference
     try:
-        completion = json.loads(row.reference)
-    except json.JSONDecodeError:
+        completion = loads(row.reference)
+    except ValueError:
         return None
     if head == "shape":
         return ",".join(sorted(completion)) if isinstance(completion, dict) else type(completion).__name__

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.curate.pile import Pile
 from tunesmith.curate.work import TRANSFORM, needs_tokenizer
+from tunesmith.curation import CurateSection
 from tunesmith.files import sha256_file, sha256_json
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import SPLITS, Row, parse, system_messages
@@ -30,10 +31,16 @@ def made_by(loaded: LoadedRecipe, script: Path | None) -> str:
         {
             "transform": TRANSFORM,
             "curate": curate.model_dump(mode="json"),
-            "tokens": [loaded.recipe.base, loaded.recipe.data.max_tokens] if needs_tokenizer(curate) else None,
-            "files": [sha256_file(path) for path in files],
+            "tokens": [loaded.recipe.base, loaded.recipe.data.max_tokens] if _reads_the_base(curate) else None,
+            # Their names too: a document's is the id of its row.
+            "files": [[path.name, sha256_file(path)] for path in files],
         }
     )
+
+
+def _reads_the_base(curate: CurateSection) -> bool:
+    select = curate.select
+    return needs_tokenizer(curate) or bool(select and (select.leave_easiest or select.leave_hardest))
 
 
 def _source_files(loaded: LoadedRecipe) -> Iterator[Path]:

@@ -7,15 +7,16 @@ larger than memory; about 150 bytes a row is what it takes.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.curate.work import COLUMNS, Dropped, Part
-from tunesmith.near import BANDS, Hashes, Pairs, candidates, similarities
+from tunesmith.near import SLOTS, Hashes, Pairs, banding, candidates, similarities
 
 Numbers = NDArray[np.int64]
 
@@ -39,6 +40,8 @@ class Pile:
         self.findings: list[tuple[str, str, str]] = []
         self.problems: list[str] = []
         self.columns: dict[str, Numbers] = {}
+        self.crowded = 0
+        """Rows of which so many are about alike that not every pair was compared."""
 
     def __len__(self) -> int:
         return len(self.columns["exact"])
@@ -47,22 +50,24 @@ class Pile:
         """Take in all parts, in order."""
         columns: dict[str, list[Numbers]] = {name: [] for name in COLUMNS}
         lengths: dict[str, list[Numbers]] = {"rows": [], "forms": []}
-        bands = [(self.scratch / f"band-{index}").open("wb") for index in range(BANDS)]
-        rows, forms = (self.scratch / "rows").open("wb"), (self.scratch / "forms").open("wb")
-        try:
+        with ExitStack() as stack:
+            rows, forms, marks = (
+                stack.enter_context((self.scratch / name).open("wb")) for name in ("rows", "forms", "marks")
+            )
+            bands: list[IO[bytes]] = []
             for part in parts:
                 self._note(part)
                 rows.write(part.rows)
                 forms.write(part.forms)
+                marks.write(part.marks.tobytes())
                 for name, values in part.columns.items():
                     columns[name].append(values)
                 for name, values in part.lengths.items():
                     lengths[name].append(values)
-                for index, file in enumerate(bands):
-                    file.write(np.ascontiguousarray(part.bands[:, index]).tobytes())
-        finally:
-            for file in (*bands, rows, forms):
-                file.close()
+                for index, keys in enumerate(part.bands.T if part.bands is not None else ()):
+                    if index == len(bands):
+                        bands.append(stack.enter_context((self.scratch / f"band-{index}").open("wb")))
+                    bands[index].write(keys.tobytes())
         none = [np.zeros(0, dtype=np.int64)]
         self.columns = {name: np.concatenate(values or none) for name, values in columns.items()}
         self._offsets = {
@@ -104,10 +109,15 @@ class Pile:
 
     def near_pairs(self, among: Numbers, threshold: float) -> tuple[Pairs, NDArray[np.float64]]:
         """Pairs of rows, of those at some indices, whose similarity is at least the threshold; and the similarities."""
+        if not len(among):
+            return np.zeros((0, 2), dtype=np.int64), np.zeros(0)
         bands: Iterator[Hashes] = (
-            np.fromfile(self.scratch / f"band-{index}", dtype=np.uint64)[among] for index in range(BANDS)
+            np.fromfile(self.scratch / f"band-{index}", dtype=np.uint64)[among]
+            for index in range(banding(threshold)[0])
         )
-        pairs = among[candidates(bands)]
+        marks = np.memmap(self.scratch / "marks", dtype=np.uint8, mode="r").reshape(-1, SLOTS)
+        met, self.crowded = candidates(bands, marks[among], threshold)
+        pairs = among[met]
         alike = similarities(pairs, lambda indices: self.forms(indices.tolist()))
         return pairs[alike >= threshold], alike[alike >= threshold]
 

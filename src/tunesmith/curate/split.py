@@ -15,7 +15,7 @@ from tunesmith.curate.pile import Numbers
 from tunesmith.curate.work import NO_DAY, hash64, prompt_key
 from tunesmith.curation import SplitSection, TimeSection
 from tunesmith.errors import UserError
-from tunesmith.near import Pairs, components
+from tunesmith.near import Pairs, chained, components
 from tunesmith.rows import SPLITS, Dataset, Split, read_rows
 
 NOWHERE = -1
@@ -50,6 +50,10 @@ class Known:
                 prompts[hash64(prompt_key(row.prompt_text))] = number
         return cls(ids, prompts)
 
+    def holds(self, columns: Mapping[str, Numbers]) -> NDArray[np.bool_]:
+        """Which rows of a pile are rows of the earlier curation, by id."""
+        return np.isin(columns["id"], np.array(list(self.ids), dtype=np.int64))
+
     def splits(self, columns: Mapping[str, Numbers]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
         """Where each row lies already, or NOWHERE; and which are tied to two splits by id and by prompt."""
         by_id = np.array([self.ids.get(key, NOWHERE) for key in columns["id"].tolist()], dtype=np.int8)
@@ -68,12 +72,22 @@ class Cut:
     """A number for each row of the pile, the same within a group."""
     tied: Numbers
     """Rows left out because they would tie two splits together."""
+    late: Numbers
+    """New rows left out because, cut by date, they are of a later split than their group lies in."""
 
 
 def cut(
-    columns: Mapping[str, Numbers], kept: Numbers, edges: Pairs, known: Known, policy: SplitSection, where: str
+    columns: Mapping[str, Numbers],
+    kept: Numbers,
+    same: Pairs,
+    near: Pairs,
+    known: Known,
+    policy: SplitSection,
+    where: str,
 ) -> Cut:
-    """Deal the kept rows to splits; `edges` are pairs of rows that belong to one group.
+    """Deal the kept rows to splits; `same` and `near` are pairs of rows that belong to one group.
+
+    Those that are the `same` by name or prompt are one whole; of rows that are only `near` a new one may be left out.
 
     Raises:
         UserError: rows of two splits belong to one group now, or a split with a share gets no row.
@@ -83,22 +97,31 @@ def cut(
     is_kept = np.zeros(total, dtype=bool)
     is_kept[kept] = True
     old[~is_kept] = NOWHERE
+    edges = np.concatenate([same, near])
     among_old = edges[(old[edges] != NOWHERE).all(axis=1)]
     _refuse_moves(components(total, among_old), old, kept, where)
-    groups = components(total, edges)
-    tied = kept[_spans_two(groups, old)[groups[kept]] & (old[kept] == NOWHERE) | doubly[kept]]
+    wholes = components(total, same)
+    ties = doubly | _ties(wholes, near, old)
+    tied = kept[ties[kept]]
     stays = np.setdiff1d(kept, tied)
     is_kept[tied] = False
-    groups = components(total, edges[is_kept[edges].all(axis=1)])
+    # Chained anew: the row that held a whole together may be one that was left out.
+    groups = components(total, np.concatenate([stays[chained(wholes[stays])], near[is_kept[near].all(axis=1)]]))
     if not len(stays):
         raise UserError(f"{where}: no rows are left to cut; {total} were there before copies and contradictions went")
     splits = np.full(total, NOWHERE, dtype=np.int8)
     splits[stays] = _deal(columns, stays, groups[stays], old[stays], policy)
+    late = stays[:0]
+    if policy.time is not None:
+        # What came later than its group's split would teach what is asked there.
+        days = np.array([_split_of_day(day, policy.time) for day in columns["day"][stays].tolist()])
+        late = stays[(days > splits[stays]) & (old[stays] == NOWHERE)]
+        splits[late] = NOWHERE
     shares = policy.shares
     empty = [s for n, s in enumerate(SPLITS) if (policy.time or shares[s] > 0) and not (splits == n).any()]
     if empty:
         raise UserError(f"{where}: no rows fell into {', '.join(empty)}; there are too few groups for these shares")
-    return Cut(splits, groups, tied)
+    return Cut(splits, groups, tied, late)
 
 
 def _refuse_moves(groups: Numbers, old: NDArray[np.int8], kept: Numbers, where: str) -> None:
@@ -110,6 +133,35 @@ def _refuse_moves(groups: Numbers, old: NDArray[np.int8], kept: Numbers, where: 
             hint="undo what groups them (duplicates.near, split.by), or cut anew with `--recut`: "
             "scores on the old gate then say nothing about the new one",
         )
+
+
+def _ties(wholes: Numbers, near: Pairs, old: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """The new rows that tie two splits together: leaving them out keeps the others' groups within one.
+
+    A whole belongs to the split of its old rows, or else to that of a whole that it is near, step by step; then of two
+    near rows of different splits the new ones are ties.
+    """
+    splits = np.full(int(wholes.max(initial=-1)) + 1, NOWHERE)
+    np.maximum.at(splits, wholes, old)
+    ties = np.zeros(len(old), dtype=bool)
+    lowest = np.full(len(splits), len(SPLITS))
+    np.minimum.at(lowest, wholes[old != NOWHERE], old[old != NOWHERE])
+    # A whole that itself holds old rows of two splits: all its new rows tie them.
+    ties |= ((lowest < len(SPLITS)) & (lowest != splits))[wholes] & (old == NOWHERE)
+    while True:
+        alive = near[~ties[near].any(axis=1)]
+        sides = splits[wholes[alive]]
+        apart = alive[(sides[:, 0] != sides[:, 1]) & (sides != NOWHERE).all(axis=1)]
+        new = np.unique(apart[old[apart] == NOWHERE])
+        ties[new] = True
+        reached = alive[((sides == NOWHERE).sum(axis=1) == 1) & ~ties[alive].any(axis=1)]
+        if not len(reached) and not len(new):
+            return ties
+        found = splits[wholes[reached]].max(axis=1)
+        fresh = wholes[reached][np.arange(len(reached)), (splits[wholes[reached]] == NOWHERE).argmax(axis=1)]
+        lowest = np.full(len(splits), len(SPLITS))
+        np.minimum.at(lowest, fresh, found)
+        splits[fresh] = lowest[fresh]
 
 
 def _spans_two(groups: Numbers, old: NDArray[np.int8]) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tunesmith import bases
 from tunesmith.curate import dataset, facts, report
 from tunesmith.curate.chunks import Chunk, chunks, chunks_of_rows
-from tunesmith.curate.duplicates import Duplicates, find, group_edges
+from tunesmith.curate.duplicates import Duplicates, find, same_group
 from tunesmith.curate.engine import Engine, parts
 from tunesmith.curate.manifest import manifest_of
 from tunesmith.curate.pile import Numbers, Pile
@@ -28,7 +28,7 @@ from tunesmith.curate.split import NOWHERE, Cut, Known, cut, refuse_another_cut
 from tunesmith.curate.work import Job, needs_tokenizer
 from tunesmith.errors import TunesmithError, UserError
 from tunesmith.files import write_atomic
-from tunesmith.leaks import Text, find_leaks
+from tunesmith.leaks import Text, find_leaks, trained_texts
 from tunesmith.probes import probe_texts
 from tunesmith.progress import say
 from tunesmith.prompt import Renderer
@@ -86,14 +86,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _curate(loaded: LoadedRecipe, script: Path | None, options: Options, scratch: Path, out: Path) -> dict[str, Any]:
     section, directory = loaded.recipe.curate, loaded.data_directory
-    before = Dataset(directory)
-    manifest, intact = before.intact()
-    known = Known({}, {})
-    if not options.recut and manifest:
-        refuse_another_cut(before, section.split, manifest)
-        if damaged := [split for split in SPLITS if split not in intact]:
-            say(f"  {directory}: {', '.join(damaged)} differ from the manifest; where their rows lay is not known")
-        known = Known.of(before, intact)
+    known = Known({}, {}) if options.recut else _known(Dataset(directory), loaded)
     pins = read_sources(directory)
     program = runpy.run_path(str(script)) if script and not section.sources else {}
     sieve = Sieve()
@@ -106,9 +99,11 @@ def _curate(loaded: LoadedRecipe, script: Path | None, options: Options, scratch
         pile.dropped["script", reason] += count
         pile.dropped_shown["script", reason] = []
     _refuse(pile, directory)
-    duplicates = _one_of_each(pile, loaded)
-    split = cut(pile.columns, duplicates.kept, group_edges(pile, duplicates), known, section.split, str(directory))
+    duplicates = _one_of_each(pile, loaded, known)
+    same = same_group(pile, duplicates)
+    split = cut(pile.columns, duplicates.kept, same, duplicates.near, known, section.split, str(directory))
     pile.drop_rows(split.tied.tolist(), "split", "would tie rows of two splits into one group")
+    pile.drop_rows(split.late.tolist(), "split", "is later than the split that its group lies in")
     _take_out_probes(pile, split, loaded)
     order = _select(pile, split, loaded)
     files = dataset.write_splits(pile, split, out)
@@ -121,6 +116,28 @@ def _curate(loaded: LoadedRecipe, script: Path | None, options: Options, scratch
     found = facts.gather(loaded, pile, duplicates, split, out, manifest, _renderer(loaded))
     write_atomic(out / "report.html", report.page(found))
     return manifest
+
+
+def _known(before: Dataset, loaded: LoadedRecipe) -> Known:
+    """Where the rows of the dataset before lie.
+
+    Raises:
+        UserError: it was cut by another policy, or its manifest cannot be read.
+    """
+    manifest, intact = before.intact()
+    lying = [split for split in SPLITS if (before.directory / f"{split}.jsonl").exists()]
+    if not manifest:
+        if lying:
+            raise UserError(
+                f"{before.manifest_path}: missing or cut off, and {', '.join(lying)} lie beside it; "
+                "where their rows belong is not known",
+                hint="bring it back, or cut anew with `--recut`: scores on the old gate then say nothing about the new",
+            )
+        return Known({}, {})
+    refuse_another_cut(before, loaded.recipe.curate.split, manifest)
+    if damaged := [split for split in SPLITS if split not in intact]:
+        say(f"  {before.directory}: {', '.join(damaged)} differ from the manifest; where their rows lay is not known")
+    return Known.of(before, intact)
 
 
 # ---------------------------------------------------------------------- read and clean
@@ -180,9 +197,11 @@ def _ids_twice(pile: Pile) -> list[str]:
 # ---------------------------------------------------------------------- among rows
 
 
-def _one_of_each(pile: Pile, loaded: LoadedRecipe) -> Duplicates:
+def _one_of_each(pile: Pile, loaded: LoadedRecipe, known: Known) -> Duplicates:
     section = loaded.recipe.curate
-    duplicates = find(pile, section)
+    duplicates = find(pile, section, known.holds(pile.columns))
+    if pile.crowded:
+        say(f"  {pile.crowded} rows are so much alike that not every pair of them was compared; each with its likest")
     for reason in dict.fromkeys(reason for _, _, reason in duplicates.dropped):
         rows = [(row, twin) for row, twin, why in duplicates.dropped if why == reason]
         pile.drop_rows((row for row, _ in rows), "duplicates", reason, (twin for _, twin in rows))
@@ -194,13 +213,13 @@ def _take_out_probes(pile: Pile, split: Cut, loaded: LoadedRecipe) -> None:
     probes = probe_texts(loaded.recipe.curate.probes, loaded.root)
     texts = [Text(f"{name}#{i}", text) for name, found in probes.items() for i, text in enumerate(found, start=1)]
     rows = np.flatnonzero(split.splits == SPLITS.index("train")).tolist()
-    train = (
-        Text(str(row), Row.model_validate(value).prompt_text)
-        for row, value in zip(rows, pile.values(rows), strict=True)
-    )
-    held = [int(leak.left) for leak in find_leaks(train, texts, loaded.recipe.curate.duplicates.near)]
+    trained = ((str(row), Row.model_validate(value)) for row, value in zip(rows, pile.values(rows), strict=True))
+    leaks = find_leaks(trained_texts(trained), texts, loaded.recipe.curate.duplicates.near)
+    held = sorted({int(leak.left) for leak in leaks})
     split.splits[held] = NOWHERE
     pile.drop_rows(held, "probes", "holds text of a probe set")
+    if len(held) == len(rows):
+        raise UserError(f"{loaded.data_directory}: every training row holds text of a probe set; none is left")
 
 
 def _select(pile: Pile, split: Cut, loaded: LoadedRecipe) -> Numbers:

@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith import bases
-from tunesmith.curate import formats
+from tunesmith.curate import formats, privacy
 from tunesmith.curate.chunks import Chunk
-from tunesmith.curate.clean import NEED_THE_TOKENIZER, Context, clean
+from tunesmith.curate.clean import NEED_THE_TOKENIZER, Context, all_texts, clean
 from tunesmith.curate.fields import date_of, value_of
 from tunesmith.curate.formats import Malformed
 from tunesmith.curation import CurateSection, SourceSection
-from tunesmith.near import BANDS, Hashes, band_keys
+from tunesmith.near import SLOTS, Hashes, Marks, band_keys, marks_of, sign
 from tunesmith.prompt import Renderer
-from tunesmith.rows import Row
-from tunesmith.text import duplicate_key, shingle_form
+from tunesmith.rows import Message, Row, arguments_of, function_of
+from tunesmith.text import duplicate_key, same_key, shingle_form
 
-TRANSFORM = 1
+TRANSFORM = 2
 """Raised whenever the same source and recipe would give other rows; stands in every row."""
 
-COLUMNS = ("id", "exact", "asked", "answer", "prompt", "group", "point", "stratum", "day", "line", "file")
+COLUMNS = ("id", "whole", "exact", "asked", "answer", "prompt", "group", "point", "stratum", "day", "line", "file")
 """What is kept of each row beside its text, 8 bytes each: hashes, and where it stood."""
 
 NO_DAY = np.iinfo(np.int64).min
@@ -75,7 +75,9 @@ class Part:
     lengths: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Bytes of each of the `rows` and the `forms`."""
     columns: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    bands: Hashes = field(default_factory=lambda: np.zeros((0, BANDS), dtype=np.uint64))
+    bands: Hashes | None = None
+    """Keys of their signatures, shape (rows, bands), and a byte of each slot; none where nothing near is looked for."""
+    marks: Marks = field(default_factory=lambda: np.zeros((0, SLOTS), dtype=np.uint8))
     strata: dict[int, str] = field(default_factory=dict)
     """Strata by their hash."""
     labels: dict[int, str] = field(default_factory=dict)
@@ -147,7 +149,8 @@ def work(chunk: Chunk, job: Job) -> Part:
     part.columns = {name: np.array(values, dtype=np.int64) for name, values in kept.items()}
     part.hold(lines, forms)
     if forms and job.curate.duplicates.near is not None:
-        part.bands = band_keys(forms)
+        signatures = sign(forms)
+        part.bands, part.marks = band_keys(signatures, job.curate.duplicates.near), marks_of(signatures)
     return part
 
 
@@ -167,20 +170,16 @@ def _one(
     row: Row, place: str, source: str, part: Part, context: Context, job: Job, kept: dict[str, list[int]]
 ) -> Row | None:
     """Clean one row and take its keys; the row as it stays, if it does."""
-    found = len(context.findings)
     cleaned = clean(row, context)
-    # What was found in a row stands nowhere else than in the row: its texts are not shown, before or after.
-    private = len(context.findings) > found
     for step, before, after in cleaned.changes:
         part.changed[step] += 1
-        if not private and sum(shown[0] == step for shown in part.shown) < SHOWN:
+        if sum(shown[0] == step for shown in part.shown) < SHOWN and not _private(row, context):
             part.shown.append((step, row.id, *_difference(before, after)))
-    if cleaned.row is None:
-        assert cleaned.drop is not None
-        part.dropped.append(
-            Dropped(row.id, place, cleaned.step, cleaned.drop.reason, "" if private else cleaned.drop.detail)
-        )
+    if (drop := cleaned.drop) is not None:
+        detail = drop.detail if drop.detail and not _private(row, context) else ""
+        part.dropped.append(Dropped(row.id, place, cleaned.step, drop.reason, detail))
         return None
+    assert cleaned.row is not None
     row, split = cleaned.row, job.curate.split
     if split.by is not None:
         if (value := value_of(row, split.by)) is None:
@@ -194,6 +193,7 @@ def _one(
     meta = row.meta or {}
     # What a data set calls by these names itself is kept beside.
     own = {key: meta[key] for key in provenance if key in meta and meta[key] != provenance[key]}
+    own |= {"original": meta["original"]} if own and "original" in meta else {}
     row = row.model_copy(update={"meta": {**meta, **provenance, **({"original": own} if own else {})}})
     part.strata[hash64(stratum)] = stratum
     for name, number in keys(row).items():
@@ -205,22 +205,35 @@ def _one(
     return row
 
 
+def _private(row: Row, context: Context) -> bool:
+    """Whether a row holds what the step `privacy` looks for: then its texts are not shown, before or after any step."""
+    looks = any(step.name == "privacy" for step in context.curate.steps)
+    return looks and any(privacy.find(text) for text in all_texts(row))
+
+
 def keys(row: Row) -> dict[str, int]:
-    """Hashes by which rows are told to be the same: as they are, normalised, by what is asked, by id and group."""
+    """Hashes by which rows are told to be the same: as they are, but for form, by what is asked, by id and group."""
     asked = [m.as_dict() for m in row.messages]
-    exact = json.dumps([asked, row.completion.as_dict(), row.tools], sort_keys=True, ensure_ascii=False)
-    answer = json.dumps(row.completion.tool_calls, sort_keys=True) if row.completion.tool_calls else ""
-    system = "\n".join(m.content or "" for m in row.messages if m.role == "system")
-    prompt = prompt_key(row.prompt_text)
-    tools = json.dumps(row.tools, sort_keys=True) if row.tools else ""
+    exact = _json([asked, row.completion.as_dict(), row.tools, row.trained])
+    said = [[m.role, same_key(m.content or ""), _calls(m)] for m in row.messages]
     return {
         "id": hash64(row.id),
+        "whole": hash64(_json(row.as_dict())),
         "exact": hash64(exact),
-        "asked": hash64(f"{system}\n{tools}\n{prompt}"),
-        "answer": hash64(f"{duplicate_key(row.reference) or row.reference}\n{answer}"),
-        "prompt": hash64(prompt),
+        "asked": hash64(_json([said, row.tools])),
+        "answer": hash64(_json([same_key(row.reference), _calls(row.completion), row.trained])),
+        "prompt": hash64(prompt_key(row.prompt_text)),
         "group": hash64(row.group),
     }
+
+
+def _calls(message: Message) -> list[Any]:
+    """The tool calls of a message, without their ids, and with arguments as what they say."""
+    return [[call.get("name"), arguments_of(call)] for call in map(function_of, message.tool_calls or ())]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def prompt_key(text: str) -> str:

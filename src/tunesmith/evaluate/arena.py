@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import jsonschema
 from transformers import PreTrainedModel
 
 from tunesmith.bases import Base
@@ -22,6 +21,7 @@ from tunesmith.files import read_jsonl, write_json, write_jsonl
 from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rows import Dataset, Message, Row, Split
+from tunesmith.schema import validator_of
 
 METRICS = (
     "exact_match",
@@ -54,7 +54,7 @@ class Arena:
         self.computed_on = computed_on
         self.renderer = Renderer(base.tokenizer(), base.end_ids())
         self.settings: Settings = settings_for(self.renderer, recipe.arms.max_new_tokens, batch_tokens)
-        self.validator = jsonschema.Draft202012Validator(schema)
+        self.validator = validator_of(schema)
         self.train = dataset.rows("train")
         self.retriever = Retriever(self.train)
         self.prompt_digest = self.renderer.digest(dataset.manifest()["systems"])
