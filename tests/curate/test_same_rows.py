@@ -2,7 +2,9 @@
 
 import json
 import random
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from tests.curate.conftest import pair
@@ -104,6 +106,14 @@ def test_of_exact_copies_the_order_does_not_decide_which_one_stays(project):
     assert digests(project) == before
 
 
+def test_prompts_of_the_same_letters_and_digits_are_one_group_where_nothing_near_is_looked_for(project):
+    project.section |= {"duplicates": {"near": None}, "steps": ["normalise"]}
+    project.write([pair(f"{text} 3{sign}2", sign) for text in sentences(80) for sign in "+-"])
+    where = by_prompt(project.curate())
+    assert len(where) == 160
+    assert all(where[f"{text} 3+2"] == where[f"{text} 3-2"] for text in sentences(80))
+
+
 # ---------------------------------------------------------------------- near
 
 
@@ -166,7 +176,43 @@ def test_of_rows_near_each_other_one_is_kept_where_the_recipe_says_so(project):
     assert placed(project.curate()) == before
 
 
+def test_of_rows_near_each_other_the_order_does_not_decide_which_one_is_kept(project):
+    project.section |= {"split": ALL, "duplicates": {"near": 0.8, "drop_near": True}}
+    lines = [pair(text) for text in sentences(40)] + [pair(f"{text} x") for text in sentences(40)]
+    project.write(lines)
+    before = set(placed(project.curate()))
+    project.write(lines[::-1])
+    assert len(before) == 40
+    assert set(placed(project.curate(recut=True))) == before
+
+
+def test_what_the_embeddings_say_is_near_is_so_in_every_block(project, monkeypatch):
+    """The likest stand far apart, so that they meet in a later block than the first."""
+    monkeypatch.setattr("tunesmith.curate.duplicates.BLOCK", 8)
+    vectors = np.eye(40, dtype=np.float32)
+    monkeypatch.setattr("tunesmith.curate.embed.embed", lambda forms: np.concatenate([vectors, vectors[::-1]]))
+    project.section |= {"split": ALL, "duplicates": {"near": None, "semantic": 0.9}}
+    project.write([pair(text) for text in sentences(80)])
+    groups = Counter(row.group for row in project.curate()["train"])
+    assert sorted(groups.values()) == [2] * 40
+    places = {text: i for i, text in enumerate(sentences(80))}
+    members: dict[str, list[int]] = {}
+    for row in project.splits()["train"]:
+        members.setdefault(row.group, []).append(places[row.source])
+    assert {sum(numbers) for numbers in members.values()} == {79}
+
+
 # ---------------------------------------------------------------------- a second curation
+
+
+def test_of_copies_the_one_that_is_there_already_stays(project):
+    project.section["split"] = ALL
+    project.write([pair(text, id=f"old-{i}") for i, text in enumerate(sentences(40))])
+    before = placed(project.curate())
+    # Half of the copies come before the rows that they are copies of, and hash lower as often as not.
+    copies = [pair(text.upper() if i % 2 else text, id=f"new-{i}") for i, text in enumerate(sentences(40))]
+    project.write([*copies, *(pair(text, id=f"old-{i}") for i, text in enumerate(sentences(40)))])
+    assert placed(project.curate()) == before
 
 
 def dated(text, day, group):
@@ -244,6 +290,20 @@ def test_a_dataset_without_its_manifest_is_not_cut_in_silence(project):
             project.curate()
         assert placed(project.splits()) == before
     project.curate(recut=True)
+
+
+def test_what_is_selected_does_not_depend_on_the_order_of_rows(project, monkeypatch):
+    # All rows are as good as each other: only their order could decide.
+    monkeypatch.setattr("tunesmith.curate.embed.embed", lambda forms: np.ones((len(forms), 1), dtype=np.float32))
+    project.section |= {"split": ALL, "select": {"rows": 10}}
+    lines = [pair(text) for text in sentences(40)]
+    project.write(lines)
+    project.curate(curve=True)
+    before = digests(project)
+    project.write(lines[::-1])
+    project.curate(recut=True, curve=True)
+    assert digests(project) == before
+    assert {"curve/train-1-8.jsonl", "train.jsonl"} <= before.keys()
 
 
 def test_subsets_of_an_earlier_cut_do_not_outlive_it(project):
