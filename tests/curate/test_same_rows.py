@@ -320,13 +320,14 @@ def test_subsets_of_an_earlier_cut_do_not_outlive_it(project):
 
 def test_text_of_a_probe_set_is_taken_out_wherever_in_a_row_it_stands(project):
     document = sentences(1, seed=9)[0]
-    (project.root / "probe.txt").write_text(document)
+    (project.root / "probe.txt").write_text(f"{document}\n\nfew words\n")
     question = {"id": "p", "group": "p", "messages": [user("what is it")], "completion": answer("It is this.")}
     (project.root / "probe.jsonl").write_text(json.dumps(question) + "\n")
     project.section |= {"split": ALL, "probes": ["probe.txt", "probe.jsonl"]}
-    project.write([*SOME, pair(document, "a"), pair("recite", document), pair("what is it", "It is this.")])
+    held = [pair(document, "a"), pair("recite", document), pair("what is it", "It is this."), pair("say", "few words")]
+    project.write([*SOME, *held])
     assert set(by_prompt(project.curate())) == {line["prompt"] for line in SOME}
-    assert project.manifest()["dropped"]["probes"] == {"holds text of a probe set": 3}
+    assert project.manifest()["dropped"]["probes"] == {"holds text of a probe set": 4}
 
 
 def test_a_training_split_that_is_all_probe_text_is_refused(project):
