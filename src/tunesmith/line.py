@@ -5,6 +5,7 @@ tells a person what runs, what is skipped, how long each stage took and which pa
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,8 @@ class Line:
     def _trained_on(self) -> dict[str, Any]:
         recipe = self.recipe.as_dict()
         keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer")
-        return self._common() | {key: recipe[key] for key in keys}
+        # Under a name of its own: the recipe, too, calls something `base` and something `data`.
+        return self._common() | {"recipe": {key: recipe[key] for key in keys}}
 
     def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
         return self._common() | {
@@ -260,6 +262,8 @@ class Line:
             if not self._skip("train", inputs, "adapter"):
                 from tunesmith.train.stage import Resumption, train
 
+                if resume is None:
+                    self._say_unfinished()
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
                 with self.run.stage("train", inputs) as out:
                     train(
@@ -267,6 +271,16 @@ class Line:
                     )
             shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")
+
+    def _say_unfinished(self) -> None:
+        """Tell of trainings of this recipe that were stopped and were set otherwise: none of them goes on here."""
+        name = re.compile(rf"{re.escape(self.recipe.name)}-[0-9a-f]{{12}}")
+        for other in sorted(self.runs.iterdir()):
+            if name.fullmatch(other.name) and other != self.run.directory and any(other.glob("checkpoints/step-*")):
+                say(
+                    f"  {other} holds a training that was stopped, with other settings, rows or versions; "
+                    f"`--resume {other} --allow-drift` would begin from it"
+                )
 
     def evaluate(self) -> None:
         """Merge, then answer the gate rows with the adapter and with the merged model, and measure the guards."""
