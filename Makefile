@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs: Python 3.11 or newer and a package index are enough.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke bench test check data eval export serve tiny-base clean
+.PHONY: help setup train smoke bench test faults check data eval export serve tiny-base clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -69,6 +69,10 @@ check: $(READY) ## Lint, format, types
 
 test: $(READY) ## All tests
 	$(BIN)/python -m pytest $(PYTEST)
+
+faults: $(READY) ## The tests of faults, with 200 kills at random points
+	TUNESMITH_KILLS=200 $(BIN)/python -m pytest tests/faults -rP -k "again_and_again"
+	$(BIN)/python -m pytest tests/faults
 
 clean: ## Delete what was made here: environment, tiny base, runs, bundles, rows
 	rm -rf $(VENV) .cache build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

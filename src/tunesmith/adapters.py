@@ -24,15 +24,14 @@ def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, An
     """Write a trained adapter. `bound` goes into the manifest: what else the adapter belongs to.
 
     Raises:
-        Diverged: a weight is not finite, or every lora_B is still zero: the adapter is no adapter.
+        Diverged: a weight is not finite, or a lora_B is still zero: of that module the adapter is no adapter.
     """
     import torch
 
     weights = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
-    if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
-        raise Diverged("training: every lora_B is zero, so the adapter changes nothing; raise trainer.learning_rate")
+    refuse_asleep(model, {name for name, tensor in weights.items() if "lora_B" in name and not bool(tensor.any())})
     # The path of the base on this machine is neither a name nor part of the adapter.
     model.peft_config["default"].base_model_name_or_path = base.name
     model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
@@ -52,6 +51,26 @@ def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, An
             "files": {name: sha256_file(directory / name) for name in FILES},
         },
     )
+
+
+def refuse_asleep(model: "PeftModel", asleep: set[str]) -> None:
+    """Stop where modules that are to be trained do not take part in what the model computes.
+
+    `asleep` names their lora_B weights. Of a model with experts some may have met no token, so only all of them count.
+
+    Raises:
+        Diverged: names some of the modules.
+    """
+    every = {name for name, _ in model.named_parameters() if "lora_B" in name}
+    config = model.config.get_text_config()
+    has_experts = any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if asleep and (asleep >= every or not has_experts):
+        modules = sorted(name.partition(".lora_B")[0].removeprefix("base_model.model.") for name in asleep)
+        raise Diverged(
+            f"training: {len(asleep)} of {len(every)} adapted modules learn nothing, their lora_B stays zero: "
+            f"{', '.join(modules[:3])}{' and others' if len(modules) > 3 else ''}; nothing was written",
+            hint="name in lora.target_modules only what the model computes with, and raise trainer.learning_rate",
+        )
 
 
 def digest(directory: Path) -> str:

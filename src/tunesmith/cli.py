@@ -1,6 +1,8 @@
 """The command line: thin, one function a command, heavy imports inside the commands."""
 
 import errno
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -311,7 +313,7 @@ def guarded(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         fault = _environment_fault(error)
         if fault is None:
             raise
@@ -327,15 +329,27 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
             "out of memory; nothing was published",
             hint="in training lower hardware.batch_tokens, else pick a smaller base or fewer shots (arms.*)",
         )
-    if isinstance(error, OSError) and error.errno in {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-    }:
-        return EnvironmentFault(f"{error.filename or 'disk'}: {error.strerror}; nothing half-written was kept")
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "SafetensorError" and (told := re.search(r"\(os error (\d+)\)", str(error))):
+        # safetensors writes by itself, and says in words what the system said.
+        number = int(told[1])
+    if number in THE_MACHINES:
+        place = getattr(error, "filename", None) or "disk"
+        return EnvironmentFault(f"{place}: {os.strerror(number)}; nothing half-written was kept")
     return None
+
+
+THE_MACHINES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EXDEV,
+    errno.EACCES,
+    errno.EPERM,
+}
+"""What the system says that is no fault of the input."""
 
 
 def main() -> None:

@@ -251,6 +251,43 @@ def test_inputs_that_peft_need_not_widen_give_the_same_bits(line: Line, tmp_path
     assert all(torch.equal(weight, adapters[1][name]) for name, weight in adapters[0].items())
 
 
+def with_an_unused_layer(line: Line, monkeypatch: pytest.MonkeyPatch, experts: int | None = None) -> None:
+    load = line.base.model
+
+    def model(**options: Any) -> Any:
+        loaded = load(**options)
+        loaded.model.unused = torch.nn.Linear(8, 8)
+        loaded.config.num_experts = experts
+        return loaded
+
+    monkeypatch.setattr(type(line.base), "model", lambda self, **options: model(**options))
+
+
+def test_a_module_that_takes_no_part_stops_the_run_at_its_first_step(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_an_unused_layer(line, monkeypatch)
+    trainer = trainer_for(line, rendered(line, 8), tmp_path, max_steps=2, warmup_steps=0)
+    with pytest.raises(Diverged, match=r"1 of \d+ adapted modules learn nothing.*: model\.unused; nothing was written"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_an_expert_that_met_no_token_does_not(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_an_unused_layer(line, monkeypatch, experts=8)
+    trainer = trainer_for(line, rendered(line, 8), tmp_path, max_steps=2, warmup_steps=0)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_an_adapter_at_work_changes_what_the_base_answers(line: Line, tmp_path: Path) -> None:
+    rows = rendered(line, 8)
+    trainer = trainer_for(line, rows, tmp_path)
+    assert trainer.changes_nothing(rows[:2])
+    randomise(trainer)
+    assert not trainer.changes_nothing(rows[:2])
+
+
 def made(directory: Path) -> Path:
     directory.mkdir()
     return directory

@@ -6,11 +6,11 @@ perhaps rubbish under a name that nobody reads. The reader takes the newest one 
 bad one is set aside for a person to look at, not deleted.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from os import getpid, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from tunesmith.errors import UserError
@@ -43,8 +43,8 @@ class Checkpoints:
         """Write a checkpoint by `write(directory)`, and let go of the oldest; whatever fails, nothing is half there."""
         self.directory.mkdir(parents=True, exist_ok=True)
         target = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".{target.name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = self.directory / f".{target.name}.{getpid()}.tmp"
+        rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             write(temporary)
@@ -57,14 +57,14 @@ class Checkpoints:
             write_json(temporary / MANIFEST, {**manifest, "seal": sha256_json(manifest)})
             sync_directory(temporary)
             if target.exists():
-                shutil.rmtree(target)
-            os.replace(temporary, target)
+                rmtree(target)
+            replace(temporary, target)
             sync_directory(self.directory)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            rmtree(temporary, ignore_errors=True)
             raise
         for old in self._steps()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+            rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; those newer that are not are set aside, and it is said."""
@@ -78,7 +78,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all checkpoints: what they led to is published."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        rmtree(self.directory, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
         """Directories that were given a checkpoint's name, the newest first; by step, for clocks go wrong."""

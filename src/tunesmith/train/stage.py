@@ -20,7 +20,7 @@ from trl import SFTConfig
 
 from tunesmith import adapters, hardware
 from tunesmith.bases import Base
-from tunesmith.errors import UserError
+from tunesmith.errors import Diverged, UserError
 from tunesmith.files import sha256_json
 from tunesmith.hardware import Profile
 from tunesmith.progress import say
@@ -32,7 +32,7 @@ from tunesmith.tokens import rendered_rows
 from tunesmith.train.checkpoints import Checkpoint, Checkpoints, drift, read
 from tunesmith.train.saver import Saver
 from tunesmith.train.stops import polite_stops
-from tunesmith.train.trainer import AdapterTrainer
+from tunesmith.train.trainer import PROBED_ROWS, AdapterTrainer
 from tunesmith.train.tree import limits_for, shareable
 from tunesmith.train.watch import Watch, plot_loss
 
@@ -103,6 +103,8 @@ def train(
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             watch.close()
+        if trainer.changes_nothing(dev[:PROBED_ROWS]):
+            raise Diverged("training: with the adapter the model answers as without it; nothing was written")
         resolved = {k: v for k, v in trainer.args.to_dict().items() if k not in MACHINE_KEYS}
     adapters.save(
         trainer.model,

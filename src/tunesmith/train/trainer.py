@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset as HFDataset
 from trl import SFTTrainer
 
+from tunesmith.adapters import refuse_asleep
 from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.train import state
@@ -176,6 +177,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
+        if self.state.global_step == 0:
+            # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
+            held = [(name, p.grad) for name, p in self.model.named_parameters() if "lora_B" in name]
+            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
@@ -245,6 +250,13 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         return super()._run_epoch(*args, **kwargs)
 
     # ------------------------------------------------------------------ measuring
+
+    def changes_nothing(self, rows: Sequence[Rendered]) -> bool:
+        """Whether the base answers some rows as the base with the adapter does."""
+        model = self.accelerator.unwrap_model(self.model)
+        with model.disable_adapter():
+            without = self.token_nll(rows)
+        return self.token_nll(rows) == without
 
     def token_nll(self, rows: Sequence[Rendered]) -> float:
         """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""
