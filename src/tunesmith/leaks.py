@@ -55,11 +55,10 @@ def row_texts(rows: Iterable[Row]) -> Iterator[Text]:
 
 
 def trained_texts(rows: Iterable[tuple[str, Row]]) -> Iterator[Text]:
-    """All that training learns of named rows: what they ask, what they answer, and both together."""
+    """All that training learns of named rows: what they ask, and what they answer."""
     for name, row in rows:
         yield Text(name, row.prompt_text)
         yield Text(name, row.reference)
-        yield Text(name, f"{row.prompt_text}\n{row.reference}")
 
 
 def find_leaks(left: Iterable[Text], right: Sequence[Text], near: float | None = 0.8) -> list[Leak]:

@@ -22,7 +22,9 @@ FOUND = 0.98
 FEW = 256
 """Texts that are hashed at once: so many stay in a core's cache."""
 BATCH = 1 << 16
-"""Pairs that are compared at once."""
+"""Pairs whose signatures are compared at once."""
+EXACT = 1 << 12
+"""Pairs whose texts are compared at once."""
 MOST_PAIRS = 1 << 24
 """Pairs of one band that are compared; where more meet, the largest crowds are not compared in full."""
 WINDOW = 64
@@ -158,7 +160,7 @@ def _meeting(keys: Hashes, marks: Marks, crowded: NDArray[np.bool_], number: int
         apart += 1
         alive = alive[reach[alive] >= apart]
         if sum(map(len, some)) >= BATCH or not len(alive):
-            yield from _parts(np.concatenate(some))
+            yield from _parts(np.concatenate(some), BATCH)
             some = []
 
 
@@ -172,29 +174,39 @@ def _largest_crowd(sizes: Numbers) -> int:
 
 def similarities(pairs: Pairs, forms: Callable[[Numbers], Sequence[str]]) -> NDArray[np.float64]:
     """The exact Jaccard similarity of each pair; `forms` gives the texts of some indices."""
-    return np.concatenate([_similarities(part, forms) for part in _parts(pairs)] or [np.zeros(0)])
+    return np.concatenate([_similarities(part, forms) for part in _parts(pairs, EXACT)] or [np.zeros(0)])
 
 
-def _parts(pairs: Pairs) -> Iterator[Pairs]:
-    for start in range(0, len(pairs), BATCH):
-        yield pairs[start : start + BATCH]
+def _parts(pairs: Pairs, size: int) -> Iterator[Pairs]:
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
 
 
 def _similarities(pairs: Pairs, forms: Callable[[Numbers], Sequence[str]]) -> NDArray[np.float64]:
     from scipy.sparse import csr_array
 
     needed, where = np.unique(pairs, return_inverse=True)
-    codes, offsets = shingles(forms(needed))
+    texts = forms(needed)
+    sides = where.reshape(pairs.shape)
+    found = np.ones(len(pairs))
+    # A text without a word is near nothing, not even to another one.
+    left: list[int] = sides[:, 0].tolist()
+    right: list[int] = sides[:, 1].tolist()
+    other = np.array([texts[a] != texts[b] or not texts[a] for a, b in zip(left, right, strict=True)], dtype=np.bool_)
+    if not other.any():
+        return found
+    needed, where = np.unique(sides[other], return_inverse=True)
+    codes, offsets = shingles([texts[i] for i in needed.tolist()])
     # A row for each text, a one for each of its shingles; 31 bits of their hashes tell them apart.
     columns = (_mixed(codes) >> np.uint64(33)).astype(np.int32)
     held = csr_array((np.ones(len(columns), dtype=np.int32), columns, offsets), shape=(len(needed), 2**31 - 1))
     held.sum_duplicates()
     held.data[:] = 1
     sizes = np.diff(held.indptr)
-    left, right = where.reshape(pairs.shape).T
-    both = np.asarray(held[left].multiply(held[right]).sum(axis=1)).ravel()
-    # A text without a word is near nothing, not even to another one.
-    return np.asarray(both / np.maximum(1, sizes[left] + sizes[right] - both), dtype=np.float64)
+    first, second = where.reshape(-1, 2).T
+    both: Numbers = np.asarray(held[first].multiply(held[second]).sum(axis=1)).ravel()
+    found[other] = both / np.maximum(1, sizes[first] + sizes[second] - both)
+    return found
 
 
 def chained(keys: Numbers) -> Pairs:

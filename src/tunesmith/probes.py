@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tunesmith.errors import UserError
+from tunesmith.leaks import WORDS
 from tunesmith.rows import read_rows
 
 
@@ -18,7 +19,8 @@ def general_documents() -> list[str]:
 def probe_texts(paths: list[str], root: Path) -> dict[str, list[str]]:
     """The texts of the general documents and of a recipe's probe sets, by their names.
 
-    A `.jsonl` file holds rows, of which prompt and completion count; any other is text, one document a paragraph.
+    A `.jsonl` file holds rows, of which prompts count, and completions that are long enough to be known again; any
+    other is text, one document a paragraph.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -28,7 +30,8 @@ def probe_texts(paths: list[str], root: Path) -> dict[str, list[str]]:
         path = root / name
         if path.suffix == ".jsonl":
             rows = read_rows(path)
-            found[name] = ["\n".join([*(m.content or "" for m in row.messages), row.reference]) for row in rows]
+            found[name] = [row.prompt_text for row in rows]
+            found[name] += [row.reference for row in rows if len(row.reference.split()) >= WORDS]
         elif path.is_file():
             try:
                 found[name] = _paragraphs(path.read_text(encoding="utf-8"))

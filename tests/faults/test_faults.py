@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import random
 import shutil
 import time
@@ -215,6 +216,42 @@ def test_with_no_whole_checkpoint_it_begins_anew(workshop: Workshop, same: Same)
     assert again.code == ExitCode.DONE
     assert "goes on after" not in again.said
     same(workshop)
+
+
+class Canary:
+    """Leaves a file behind if it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+PICKLES = ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin"]
+
+
+def test_pickles_in_a_checkpoint_are_not_read(workshop: Workshop, same: Same, tmp_path: Path) -> None:
+    assert workshop.train(fault={"at": "step", "call": 9} | KILL).code == -9
+    canary = tmp_path / "canary"
+    for name in PICKLES:
+        (newest(workshop) / name).write_bytes(pickle.dumps(Canary(canary)))
+    assert workshop.train().code == ExitCode.DONE
+    same(workshop)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Canary(canary)))
+    assert canary.exists()
+
+
+def test_a_directory_of_pickles_is_no_checkpoint(workshop: Workshop, tmp_path: Path) -> None:
+    canary, foreign = tmp_path / "canary", tmp_path / "checkpoint-10"
+    foreign.mkdir()
+    for name in PICKLES:
+        (foreign / name).write_bytes(pickle.dumps(Canary(canary)))
+    refused = workshop.train(more=("--resume", str(foreign)))
+    assert refused.code == ExitCode.USER, refused.said
+    assert "this checkpoint was not finished" in refused.said
+    assert not canary.exists()
 
 
 # ---------------------------------------------------------------------- drift
