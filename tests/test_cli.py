@@ -87,7 +87,9 @@ def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     assert tunesmith("curate", "smoke").returncode == 0
     directory = project / "data" / "smoke"
     lines = (directory / "train.jsonl").read_text().splitlines()
+    # Inside the text that is open at the fortieth character.
     lines[2] = lines[2][:40]
+    column = lines[2].rindex('"') + 1
     (directory / "train.jsonl").write_text("\n".join(lines) + "\n")
     manifest = read_json(directory / "manifest.json")
     manifest["files"]["train.jsonl"]["sha256"] = sha256_file(directory / "train.jsonl")
@@ -95,7 +97,7 @@ def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     done = tunesmith("check", "smoke")
     assert done.returncode == ExitCode.USER
     assert done.stderr.splitlines()[-2:] == [
-        "data/smoke/train.jsonl:3: not JSON (Unterminated string starting at at column 38); "
+        f"data/smoke/train.jsonl:3: not JSON (Unterminated string starting at at column {column}); "
         "each line is one JSON object",
         "hint: a row is {id, group, messages, completion, tools?, meta?}; fix the lines named",
     ]

@@ -113,6 +113,24 @@ def workshop(tmp_path: Path, made: Path, server: "subprocess.Popen[str]") -> Wor
 
 
 @pytest.fixture(scope="session")
+def killed_at_9(tmp_path_factory: pytest.TempPathFactory, made: Path, server: "subprocess.Popen[str]") -> Path:
+    """A project whose run was killed in its ninth step."""
+    root = tmp_path_factory.mktemp("killed") / "project"
+    shutil.copytree(made, root, symlinks=True)
+    done = Workshop(root, server).train(fault={"at": "step", "call": 9, "signals": ["KILL"]})
+    assert done.code == -9, done.said
+    return root
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, killed_at_9: Path, server: "subprocess.Popen[str]") -> Workshop:
+    """A project of its own for each test, whose run was killed in its ninth step."""
+    root = tmp_path / "a project, föhnig"
+    shutil.copytree(killed_at_9, root, symlinks=True)
+    return Workshop(root, server)
+
+
+@pytest.fixture(scope="session")
 def clean(tmp_path_factory: pytest.TempPathFactory, made: Path, server: "subprocess.Popen[str]") -> dict[str, bytes]:
     """What a run that nothing happened to publishes."""
     root = tmp_path_factory.mktemp("clean") / "project"
