@@ -50,7 +50,7 @@ Step = Callable[[Row, Any, Context], Outcome]
 
 
 def texts(row: Row) -> list[str]:
-    """Every text of a row, the completion's last."""
+    """The text of every message of a row, the completion's last."""
     return [m.content for m in (*row.messages, row.completion) if m.content is not None]
 
 

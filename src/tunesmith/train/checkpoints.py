@@ -76,10 +76,6 @@ class Checkpoints:
                 say(f"  {error.problems[0]}; set aside as {aside.name}")
         return None
 
-    def clear(self) -> None:
-        """Delete all checkpoints: what they led to is published."""
-        rmtree(self.directory, ignore_errors=True)
-
     def _steps(self) -> list[Path]:
         """Directories that were given a checkpoint's name, the newest first; by step, for clocks go wrong."""
         return sorted((path for path in self.directory.glob("step-*") if path.is_dir()), reverse=True)
