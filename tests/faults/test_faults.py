@@ -274,6 +274,13 @@ def test_drift_that_is_allowed_is_recorded(stopped: Workshop) -> None:
     assert "recipe.trainer.learning_rate: 0.003 → 0.001" in json.loads(manifest.read_text())["drift"]
 
 
+def test_a_run_with_a_checkpoint_of_its_own_says_that_it_needs_no_other(stopped: Workshop, same: Same) -> None:
+    done = stopped.train(more=("--resume", "elsewhere"))
+    assert done.code == ExitCode.DONE, done.said
+    assert "--resume elsewhere is not needed: this run has a checkpoint of its own" in " ".join(done.said.split())
+    same(stopped)
+
+
 def test_another_number_of_threads_is_drift(workshop: Workshop) -> None:
     assert workshop.train(fault={"at": "step", "call": 9} | KILL, threads=1).code == -9
     refused = workshop.train(threads=2)

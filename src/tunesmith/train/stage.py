@@ -131,6 +131,8 @@ def where_to_begin(checkpoints: Checkpoints, resumption: Resumption) -> tuple[Ch
     found = checkpoints.newest()
     if found is None and resumption.source is not None:
         found = named_checkpoint(resumption.source)
+    elif resumption.source is not None:
+        say(f"  --resume {resumption.source} is not needed: this run has a checkpoint of its own")
     if found is None:
         return None, []
     differences = drift(found.binding, checkpoints.binding)
