@@ -40,8 +40,8 @@ from tunesmith.files import write_json  # noqa: E402
 from tunesmith.probes import general_documents  # noqa: E402
 from tunesmith.prompt import Rendered, Renderer, common_prefix  # noqa: E402
 from tunesmith.runs import versions  # noqa: E402
+from tunesmith.train.opening import lora_config, sft_config  # noqa: E402
 from tunesmith.train.sampler import FamilySampler  # noqa: E402
-from tunesmith.train.stage import lora_config, sft_config  # noqa: E402
 from tunesmith.train.trainer import AdapterTrainer, features  # noqa: E402
 from tunesmith.train.tree import limits_for, shareable  # noqa: E402
 

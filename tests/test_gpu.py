@@ -12,7 +12,7 @@ from tunesmith import hardware
 from tunesmith.files import read_json
 from tunesmith.prompt import Rendered
 from tunesmith.train.loss import gradient_error
-from tunesmith.train.stage import TOLERANCE
+from tunesmith.train.opening import TOLERANCE
 from tunesmith.train.tree import Limits
 
 pytestmark = [

@@ -260,7 +260,8 @@ class Line:
         inputs, checkpoints = self._trained_on(), self.run.path("checkpoints")
         with self._timed("train"):
             if not self._skip("train", inputs, "adapter"):
-                from tunesmith.train.stage import Resumption, train
+                from tunesmith.train.resume import Resumption
+                from tunesmith.train.stage import train
 
                 if resume is None:
                     self._say_unfinished()

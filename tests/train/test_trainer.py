@@ -15,8 +15,10 @@ from tunesmith.errors import Diverged
 from tunesmith.line import Line
 from tunesmith.prompt import IGNORE, Rendered, Renderer
 from tunesmith.train.loss import nll_sum
+from tunesmith.train.opening import lora_config, sft_config
+from tunesmith.train.resume import Resumption
 from tunesmith.train.sampler import FamilySampler
-from tunesmith.train.stage import Resumption, lora_config, sft_config, train
+from tunesmith.train.stage import train
 from tunesmith.train.trainer import AdapterTrainer, reads_loss_tokens_only
 from tunesmith.train.tree import Limits, lay_out
 
