@@ -115,7 +115,7 @@ def test_a_changed_split_exits_2(tunesmith: Tunesmith, project: Path) -> None:
 def test_a_row_that_is_too_long_exits_2(tunesmith: Tunesmith) -> None:
     done = tunesmith("run", "smoke", "--set", "data.max_tokens=94")
     assert done.returncode == ExitCode.USER
-    assert "check `length` fails for" in done.stderr
+    assert "check `length` fails: " in done.stderr
     assert "wanted: each row fits into data.max_tokens = 94" in done.stderr
     assert "hint: mend or drop these rows where they are curated; all row ids are in runs/smoke-" in done.stderr
     again = tunesmith("run", "smoke", "--set", "data.max_tokens=94")

@@ -151,19 +151,44 @@ def leaks(
 
 
 @app.command()
-def check(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
-    """Render every training row, run all checks, and show two rows with their loss tokens."""
-    from rich.console import Console
-
-    from tunesmith.files import read_json
-
+def check(
+    recipe: RecipeName,
+    base: BaseName = None,
+    sets: Sets = None,
+    runs: RunsDir = Path("runs"),
+    show: Annotated[int, typer.Option("--show", min=0, help="How many rows to show with their loss tokens.")] = 2,
+) -> None:
+    """Render every training row, run all checks, and show rows with their loss tokens, here and in check.html."""
     line = _line(recipe, base, sets, runs)
     with line.run.locked():
-        line.check()
-    from tunesmith.check.stage import show
-
-    show(read_json(line.run.path("check.json")), line.dataset, line.base, Console(highlight=False))
+        try:
+            line.check()
+        finally:
+            _show_check(line, show)
     typer.echo(line.run.path("check.json"))
+
+
+def _show_check(line: Any, number: int) -> None:
+    """Tell what a check found, whatever it was."""
+    from rich.console import Console
+
+    from tunesmith.check import shown
+    from tunesmith.files import read_json
+    from tunesmith.findings import table
+    from tunesmith.prompt import Renderer
+
+    if not line.run.path("check.json").is_file():
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    result, faults = read_json(line.run.path("check.json")), table(line.run.directory)
+    renderer = Renderer(line.base.tokenizer(), line.base.end_ids())
+    rows = shown.turns_of(line.dataset.rows("train"), number)
+    shown.show(result, faults, console)
+    refused = {row for finding in result["checks"] if finding["name"] == "template" for row in finding["rows"]}
+    rows = [row for row in rows if row.id not in refused]
+    shown.show_rows(rows, renderer, console)
+    shown.write_page(line.run.path("check.html"), line.recipe.name, result, faults, rows, renderer)
+    typer.echo(line.run.path("check.html"))
 
 
 @app.command()

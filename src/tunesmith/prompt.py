@@ -142,6 +142,21 @@ class Renderer:
         special = set(self.tokenizer.all_special_tokens)
         return sorted(special | {token.content for token in self.tokenizer.added_tokens_decoder.values()})
 
+    def own_system(self) -> str:
+        """What the template writes as a system message where a conversation has none; empty as a rule.
+
+        SmolLM2's and Qwen2.5's templates introduce the model by its name, for one.
+        """
+        asks = {"role": "user", "content": "U"}
+        try:
+            stated = self._text([{"role": "system", "content": "\0"}, asks], None, add_generation_prompt=False)
+            bare = self._text([asks], None, add_generation_prompt=False)
+        except UserError:
+            return ""
+        before, _, after = stated.partition("\0")
+        inserted = bare.startswith(before) and bare.endswith(after)
+        return bare[len(before) : len(bare) - len(after)].strip() if inserted else ""
+
     def pieces(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
         """Token ids as text for a reader: runs of text, each with whether it is control tokens."""
         control = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}

@@ -8,13 +8,18 @@ from statistics import mean
 import pytest
 from transformers import AutoTokenizer
 
+from tests.conftest import REPOSITORY
+from tunesmith.bases import Base
 from tunesmith.check import checks
 from tunesmith.check.checks import Checked
-from tunesmith.check.stage import examine, refuse_failed, render_each, visible
+from tunesmith.check.shown import visible
+from tunesmith.check.stage import about_rows, examine, examine_model, refuse_failed, render_each
 from tunesmith.errors import UserError
 from tunesmith.files import read_json, sha256_file, write_json, write_jsonl
+from tunesmith.findings import Finding
 from tunesmith.line import Line
 from tunesmith.prompt import IGNORE, Renderer
+from tunesmith.recipe import load_recipe
 from tunesmith.rows import Dataset, Message, Row
 
 START, END = 1, 2
@@ -36,6 +41,16 @@ NAMES = [
     "schema",
     "tools",
     "splits",
+]
+
+ABOUT_THE_MODEL = [
+    "vocabulary",
+    "system message",
+    "target modules",
+    "even layers",
+    "tied embeddings",
+    "settings",
+    "batch size",
 ]
 
 
@@ -190,7 +205,11 @@ def test_good_rows_pass_every_check(renderer):
         "status": "PASS",
         "says": "each row fits into data.max_tokens = 200",
         "rows": [],
+        "faults": [5],
+        "evidence": "all 3 rows",
+        "remedy": found[6].remedy,
     }
+    assert "raise data.max_tokens" in found[6].remedy
 
 
 BAD_ROWS = {
@@ -235,6 +254,32 @@ def test_a_template_that_begins_with_two_bos_fails_for_every_row(tiny_base):
     assert failed(findings(renderer, GOOD)) == {"single BOS": ["a", "b", "c"]}
 
 
+INTRODUCES = """{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are tiny.<|im_end|>\n{% endif %}"""
+
+
+def test_a_system_message_that_the_template_inserts_is_told(tiny_base, renderer):
+    assert renderer.own_system() == ""
+    own = tampered(tiny_base, lambda text: INTRODUCES + text)
+    assert own.own_system() == "You are tiny."
+    base = Base("tiny", tiny_base, "", {})
+    recipe = load_recipe("smoke", root=REPOSITORY).recipe
+
+    def about_the_system(rows):
+        found = examine_model(recipe, base, own, render_each(rows, own), rows)
+        (finding,) = [one for one in found if one.name == "system message"]
+        return finding.status, "'You are tiny.'" in finding.evidence
+
+    assert about_the_system(GOOD) == ("WARN", True)
+    stated = [one.model_copy(update={"messages": [Message(role="system", content="S"), *one.messages]}) for one in GOOD]
+    assert about_the_system(stated) == ("PASS", False)
+
+
+def test_a_token_without_an_embedding_fails(good):
+    highest = max(max(c.input_ids) for c in good)
+    assert checks.unknown_tokens(highest + 1)(good) == []
+    assert checks.unknown_tokens(highest)(good) == [c.row.id for c in good if max(c.input_ids) == highest]
+
+
 def test_a_template_that_rewrites_the_answer_fails_for_every_row(tiny_base):
     renderer = tampered(tiny_base, lambda text: text.replace("message['content']", "message['content'] | upper"))
     assert failed(findings(renderer, GOOD)) == {"loss is completion": ["a", "b", "c"]}
@@ -250,9 +295,16 @@ def test_a_template_that_changes_the_prompt_is_told_with_its_reason(tiny_base):
     )
 
 
-def test_failures_are_told_with_five_rows_at_most_and_what_is_wanted(tmp_path):
+def test_five_rows_at_most_are_told():
+    rows = [f"r{n}" for n in range(7)]
+    assert about_rows("length", 5, "", rows, 9, "").evidence == "7 rows of 9: r0, r1, r2, r3, r4 and 2 more"
+    assert about_rows("length", 5, "", ["r1"], 9, "").evidence == "1 row of 9: r1"
+    assert about_rows("length", 5, "", [], 9, "").evidence == "all 9 rows"
+
+
+def test_failures_are_told_with_what_is_wanted_and_what_to_do(tmp_path):
     def finding(name, status, rows):
-        return {"name": name, "status": status, "says": f"{name} is right", "rows": rows}
+        return Finding(name, status, f"{name} is right", rows, evidence=f"{len(rows)} rows", remedy="mend it").as_dict()
 
     result = {
         "rows": 9,
@@ -265,10 +317,9 @@ def test_failures_are_told_with_five_rows_at_most_and_what_is_wanted(tmp_path):
     with pytest.raises(UserError) as refused:
         refuse_failed(result, tmp_path / "check.json", Dataset(tmp_path))
     assert refused.value.text == (
-        f"{tmp_path}: check `length` fails for 7 rows: r0, r1, r2, r3, r4 and 2 more; "
-        "wanted: length is right\n"
-        f"{tmp_path}: check `schema` fails for 2 rows: r1, r8; wanted: schema is right\n"
-        f"hint: mend or drop these rows where they are curated; all row ids are in {tmp_path}/check.json"
+        f"{tmp_path}: check `length` fails: 7 rows; wanted: length is right; mend it\n"
+        f"{tmp_path}: check `schema` fails: 2 rows; wanted: schema is right; mend it\n"
+        f"hint: all row ids are in {tmp_path}/check.json"
     )
     refuse_failed({"rows": 9, "checks": [finding("length", "PASS", [])]}, tmp_path / "check.json", Dataset(tmp_path))
 
@@ -293,7 +344,7 @@ def test_the_command_shows_that_good_rows_pass(project, tunesmith):
     assert re.fullmatch(r"runs/smoke-[0-9a-f]{12}/check\.json", path)
     result = read_json(project / path)
     held_out = ["held-out template", "held-out schema", "held-out length", "gate rows"]
-    assert [finding["name"] for finding in result["checks"]] == [*NAMES, *held_out]
+    assert [finding["name"] for finding in result["checks"]] == [*NAMES, *held_out, *ABOUT_THE_MODEL]
     assert {finding["status"] for finding in result["checks"]} == {"PASS"}
     train = Dataset(project / "data" / "smoke").rows("train")
     assert result["rows"] == len(train)
@@ -311,12 +362,14 @@ def test_the_command_refuses_rows_that_do_not_fit(project, tunesmith):
     run = next((project / "runs").glob("smoke-*"))
     ids = [r.id for r in Dataset(project / "data" / "smoke").rows("train")]
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert "length              FAIL" in done.stdout
+    longest = read_json(run / "check.json")["tokens"]["longest"]
     assert done.stderr == (
         "check\n"
-        f"data/smoke: check `length` fails for {len(ids)} rows: {', '.join(ids[:5])} "
-        f"and {len(ids) - 5} more; wanted: each row fits into data.max_tokens = 40\n"
-        f"hint: mend or drop these rows where they are curated; all row ids are in runs/{run.name}/check.json\n"
+        f"data/smoke: check `length` fails: {len(ids)} rows of {len(ids)}: {', '.join(ids[:5])} "
+        f"and {len(ids) - 5} more; wanted: each row fits into data.max_tokens = 40; "
+        f"raise data.max_tokens (the longest row has {longest}), or shorten these rows\n"
+        f"hint: all row ids are in runs/{run.name}/check.json\n"
     )
     listed = {finding["name"]: finding["rows"] for finding in read_json(run / "check.json")["checks"]}
     assert listed.pop("length") == ids
@@ -338,7 +391,8 @@ def test_rows_that_were_tampered_with_stop_the_line(project):
     write_json(directory / "manifest.json", manifest)
     with pytest.raises(UserError) as refused:
         line.check()
-    one_row = "data/smoke: check `%s` fails for 1 row: %s; wanted: %s\n"
+    fix = "; mend or drop these rows where they are curated\n"
+    one_row = f"data/smoke: check `%s` fails: 1 row of {len(rows)}: %s; wanted: %s{fix}"
     assert refused.value.text.startswith(
         one_row % ("control tokens", rows[7]["id"], "no text spells a control token")
         + one_row % ("schema", rows[3]["id"], "each completion is valid under the schema")
@@ -366,17 +420,17 @@ def test_held_out_rows_that_could_not_be_scored_stop_the_line(project):
     with pytest.raises(UserError) as refused:
         line.check()
     assert refused.value.problems == [
-        f"data/smoke: check `held-out schema` fails for 1 row: {rows[2]['id']}; "
-        "wanted: each held-out reference is valid under the schema",
-        f"data/smoke: check `held-out length` fails for 1 row: {rows[5]['id']}; "
-        "wanted: each held-out reference fits into arms.max_new_tokens = 24",
+        f"data/smoke: check `held-out schema` fails: 1 row of 240: {rows[2]['id']}; "
+        "wanted: each held-out reference is valid under the schema; mend or drop these rows where they are curated",
+        f"data/smoke: check `held-out length` fails: 1 row of 240: {rows[5]['id']}; "
+        "wanted: each held-out reference fits into arms.max_new_tokens = 24; raise arms.max_new_tokens",
     ]
 
 
 def test_too_few_gate_rows_are_told_before_training(project):
     line = Line("smoke", sets=["gate.min_rows=169"])
     line.curate()
-    with pytest.raises(UserError, match=r"check `gate rows` fails for 168 rows: .*at least gate.min_rows = 169 rows"):
+    with pytest.raises(UserError, match=r"check `gate rows` fails: 168 rows; .*at least gate.min_rows = 169 rows"):
         line.check()
 
 

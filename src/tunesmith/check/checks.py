@@ -5,15 +5,13 @@ fail. They look at the ids and labels, not at how they were made, so a fault in 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from tunesmith.leaks import find_leaks, row_texts
 from tunesmith.prompt import IGNORE, Rendered, Renderer
 from tunesmith.rows import Row, function_of, loads
 from tunesmith.schema import validator_of
-
-Status = Literal["PASS", "WARN", "FAIL"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,6 @@ class Checked:
     rendered: Rendered
     input_ids: list[int]
     labels: list[int]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check over all rows."""
-
-    name: str
-    status: Status
-    says: str
-    rows: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As check.json holds it."""
-        return {"name": self.name, "status": self.status, "says": self.says, "rows": self.rows}
 
 
 Check = Callable[[Sequence[Checked]], list[str]]
@@ -82,6 +66,15 @@ def double_bos(renderer: Renderer) -> Check:
 
     def check(rows: Sequence[Checked]) -> list[str]:
         return [c.row.id for c in rows if bos is not None and c.input_ids[:2] == [bos, bos]]
+
+    return check
+
+
+def unknown_tokens(vocabulary: int) -> Check:
+    """Rows with a token that the base has no embedding for."""
+
+    def check(rows: Sequence[Checked]) -> list[str]:
+        return [c.row.id for c in rows if max(c.input_ids, default=0) >= vocabulary]
 
     return check
 

@@ -7,20 +7,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from tunesmith.bases import Base
 from tunesmith.check import checks
-from tunesmith.check.checks import Checked, Finding
+from tunesmith.check.checks import Checked
+from tunesmith.check.modules import adapted_modules
 from tunesmith.errors import UserError
 from tunesmith.files import write_json
-from tunesmith.prompt import IGNORE, Renderer
-from tunesmith.recipe import LoadedRecipe, Recipe
+from tunesmith.findings import Finding, seen
+from tunesmith.prompt import Renderer
+from tunesmith.recipe import RESERVED, LoadedRecipe, Recipe
 from tunesmith.rows import Dataset, Row, Split
 from tunesmith.schema import read_schema
 from tunesmith.tokens import key_of, write_tokens
+from tunesmith.yaml_source import leaves
 
 SHOWN_IDS = 5
 HELD_OUT: tuple[Split, ...] = ("dev", "gate", "confirm")
@@ -47,6 +46,10 @@ def render_each(rows: Sequence[Row], renderer: Renderer) -> Rendering:
     return rendering
 
 
+FIXES = "mend or drop these rows where they are curated"
+RENDERS = "pick another base, or mend its chat template"
+
+
 def examine(
     rows: Sequence[Row],
     rendering: Rendering,
@@ -59,24 +62,34 @@ def examine(
     """Run every check over the training rows; a row that cannot be rendered fails the check named `template`."""
     rendered, unrendered = rendering.checked, list(rendering.refused)
     reason = next(iter(rendering.refused.values()), "the template writes the prompt as serving will")
-    table: list[tuple[str, str, list[str]]] = [
-        ("template", reason, unrendered),
-        ("loss tokens", "each row has tokens that carry loss", checks.no_loss(rendered)),
-        ("prompt masked", "no prompt token carries loss", checks.loss_on_prompt(rendered)),
-        ("loss is completion", "the loss tokens read as the completion", checks.loss_elsewhere(renderer)(rendered)),
-        ("end token", "the end-of-turn token carries loss", checks.no_end_token(renderer)(rendered)),
-        ("single BOS", "no row begins with two BOS tokens", checks.double_bos(renderer)(rendered)),
-        ("length", f"each row fits into data.max_tokens = {max_tokens}", checks.too_long(max_tokens)(rendered)),
-        ("control tokens", "no text spells a control token", checks.control_tokens(renderer)(rendered)),
-        ("schema", "each completion is valid under the schema", checks.off_schema(schema)(rendered)),
+    longest = max((len(one.input_ids) for one in rendered), default=0)
+    table: list[tuple[str, int | None, str, list[str], str]] = [
+        ("template", 8, reason, unrendered, RENDERS),
+        ("loss tokens", 1, "each row has tokens that carry loss", checks.no_loss(rendered), FIXES),
+        ("prompt masked", 1, "no prompt token carries loss", checks.loss_on_prompt(rendered), RENDERS),
         (
-            "tools",
-            "the template writes a row's tools and calls",
-            checks.unseen_tools(renderer)(rendered),
+            "loss is completion",
+            1,
+            "the loss tokens read as the completion",
+            checks.loss_elsewhere(renderer)(rendered),
+            RENDERS,
         ),
-        ("splits", "no held-out row, or one near it, stands in train", checks.leaking(rows, held_out, near)),
+        ("end token", 2, "the end-of-turn token carries loss", checks.no_end_token(renderer)(rendered), RENDERS),
+        ("single BOS", 4, "no row begins with two BOS tokens", checks.double_bos(renderer)(rendered), RENDERS),
+        (
+            "length",
+            5,
+            f"each row fits into data.max_tokens = {max_tokens}",
+            checks.too_long(max_tokens)(rendered),
+            f"raise data.max_tokens (the longest row has {longest}), or shorten these rows",
+        ),
+        ("control tokens", 24, "no text spells a control token", checks.control_tokens(renderer)(rendered), FIXES),
+        ("schema", None, "each completion is valid under the schema", checks.off_schema(schema)(rendered), FIXES),
+        ("tools", 8, "the template writes a row's tools and calls", checks.unseen_tools(renderer)(rendered), RENDERS),
     ]
-    return [Finding(name, "FAIL" if failed else "PASS", says, failed) for name, says, failed in table]
+    found = [about_rows(name, number, says, failed, len(rows), fix) for name, number, says, failed, fix in table]
+    apart, leaking = "no held-out row, or one near it, stands in train", checks.leaking(rows, held_out, near)
+    return [*found, about_rows("splits", 22, apart, leaking, len(held_out), FIXES)]
 
 
 def examine_held_out(
@@ -84,16 +97,108 @@ def examine_held_out(
 ) -> list[Finding]:
     """What a run would else find out only after training: references that cannot be scored, rows that are too few."""
     rendered, unrendered = rendering.checked, list(rendering.refused)
+    every = sum(map(len, held_out.values()))
     too_long = [one.row.id for one in rendered if len(one.rendered.completion_ids) > recipe.arms.max_new_tokens]
-    few = [row.id for row in held_out["gate"]] if len(held_out["gate"]) < recipe.gate.min_rows else []
     longest = recipe.arms.max_new_tokens
-    table = [
-        ("held-out template", "each held-out row can be rendered", unrendered),
-        ("held-out schema", "each held-out reference is valid under the schema", checks.off_schema(schema)(rendered)),
-        ("held-out length", f"each held-out reference fits into arms.max_new_tokens = {longest}", too_long),
-        ("gate rows", f"the gate split has at least gate.min_rows = {recipe.gate.min_rows} rows", few),
+    off = checks.off_schema(schema)(rendered)
+    return [
+        about_rows("held-out template", 8, "each held-out row can be rendered", unrendered, every, RENDERS),
+        about_rows("held-out schema", None, "each held-out reference is valid under the schema", off, every, FIXES),
+        about_rows(
+            "held-out length",
+            21,
+            f"each held-out reference fits into arms.max_new_tokens = {longest}",
+            too_long,
+            every,
+            "raise arms.max_new_tokens",
+        ),
+        seen(
+            "gate rows",
+            (23,),
+            len(held_out["gate"]) >= recipe.gate.min_rows,
+            f"the gate split has at least gate.min_rows = {recipe.gate.min_rows} rows",
+            f"{len(held_out['gate'])} rows",
+            "curate more rows, or give the gate a larger share of them",
+        ),
     ]
-    return [Finding(name, "FAIL" if failed else "PASS", says, failed) for name, says, failed in table]
+
+
+def examine_model(
+    recipe: Recipe, base: Base, renderer: Renderer, rendering: Rendering, rows: Sequence[Row]
+) -> list[Finding]:
+    """What base, adapter and settings are to each other, found without loading a weight."""
+    try:
+        modules = adapted_modules(base, recipe.lora)
+    except UserError as error:
+        return [seen("target modules", (12,), False, "peft can adapt this base so", error.text, "mend `lora`")]
+    asked = [key for key in ("layers_to_transform", "layers_pattern", "exclude_modules") if recipe.lora.get(key)]
+    share = modules.trained / (modules.trained + modules.frozen)
+    kinds = f"{modules.number} modules in {len(modules.by_layer) - len(modules.bare)} of {len(modules.by_layer)} layers"
+    loose = modules.tied and bool(modules.embeddings) and not recipe.lora.get("ensure_weight_tying")
+    unknown = checks.unknown_tokens(modules.vocabulary)(rendering.checked)
+    own = "" if all(row.messages[0].role == "system" for row in rows) else renderer.own_system()
+    keys = sum(1 for _ in leaves(recipe.as_dict()))
+    return [
+        about_rows(
+            "vocabulary",
+            10,
+            f"the base has an embedding for each token of the rows ({modules.vocabulary})",
+            unknown,
+            len(rendering.checked),
+            "the tokenizer is not this base's own; pick the base with its own tokenizer",
+        ),
+        seen(
+            "system message",
+            (8,),
+            not own,
+            "what stands before the model stands in the row",
+            f"where a row has no system message the template writes one: {own[:80]!r}" if own else "none is inserted",
+            "state the system message in the rows (`curate.sources`); other runtimes may leave the template's out",
+            grave=False,
+        ),
+        seen(
+            "target modules",
+            (12,),
+            not modules.bare or bool(asked),
+            "each layer is adapted",
+            f"{kinds}, {share:.2%} of all weights"
+            + (f"; layers without any: {_numbers(modules.bare)}" if modules.bare else ""),
+            "widen lora.target_modules (`all-linear` takes all), or say lora.layers_to_transform if you mean it",
+        ),
+        seen(
+            "even layers",
+            (12,),
+            len(modules.kinds) <= 1 and not modules.bare,
+            "the same modules are adapted in each layer",
+            "the same in each" if len(modules.kinds) <= 1 and not modules.bare else "they differ from layer to layer",
+            "sound for a model whose layers differ, else name the modules without their layer",
+            grave=False,
+        ),
+        seen(
+            "tied embeddings",
+            (11,),
+            not loose,
+            "no adapted embedding is tied to another",
+            f"{', '.join(modules.embeddings) or 'no embedding'} adapted, embedding and head are "
+            f"{'one matrix' if modules.tied else 'two'}",
+            "leave them out of lora.target_modules and lora.modules_to_save, or set lora.ensure_weight_tying: true",
+        ),
+        seen("settings", (26,), True, "each key is known and read", f"{keys} values, none unknown to who reads them"),
+        seen(
+            "batch size",
+            (29,),
+            "auto_find_batch_size" in RESERVED["trainer"],
+            "no batch is found by running out of memory",
+            "auto_find_batch_size is refused; out of memory ends the run",
+        ),
+    ]
+
+
+def about_rows(name: str, fault: int | None, says: str, failed: list[str], of: int, remedy: str) -> Finding:
+    """A finding about rows: FAIL where some fail."""
+    evidence = f"{_count(failed)} of {of}: {_some(failed)}" if failed else f"all {of} rows"
+    faults = () if fault is None else (fault,)
+    return Finding(name, "FAIL" if failed else "PASS", says, failed, faults, evidence, remedy)
 
 
 def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
@@ -115,6 +220,7 @@ def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
     recipe, near = loaded.recipe, loaded.recipe.curate.duplicates.near
     findings = examine(train, trained, held_rows, renderer, schema, recipe.data.max_tokens, near)
     findings += examine_held_out(held_out, all_held, schema, recipe)
+    findings += examine_model(recipe, base, renderer, trained, train)
     lengths = [len(one.input_ids) for one in trained.checked]
     splits: dict[Split, Rendering] = {"train": trained, "dev": held["dev"]}
     for split, rendering in splits.items():
@@ -142,42 +248,11 @@ def refuse_failed(result: dict[str, Any], path: Path, dataset: Dataset) -> None:
     if failed:
         raise UserError(
             [
-                f"{dataset.directory}: check `{f['name']}` fails for {_count(f['rows'])}: {_some(f['rows'])}; "
-                f"wanted: {f['says']}"
+                f"{dataset.directory}: check `{f['name']}` fails: {f['evidence']}; wanted: {f['says']}; {f['remedy']}"
                 for f in failed
             ],
-            hint=f"mend or drop these rows where they are curated; all row ids are in {path}",
+            hint=f"all row ids are in {path}" if any(f["rows"] for f in failed) else None,
         )
-
-
-def show(result: dict[str, Any], dataset: Dataset, base: Base, console: Console) -> None:
-    """Print the table of checks and two rows with their loss tokens visible."""
-    table = Table("check", "status", "says", box=None, pad_edge=False)
-    for finding in result["checks"]:
-        table.add_row(finding["name"], finding["status"], finding["says"])
-    console.print(table)
-    console.print(
-        f"{result['rows']} rows, {result['tokens']['mean']} tokens on average, longest {result['tokens']['longest']}"
-    )
-    renderer = Renderer(base.tokenizer(), base.end_ids())
-    for row in dataset.rows("train")[:2]:
-        console.print(f"\nrow {row.id}; the tokens between ⟦ and ⟧ carry loss:")
-        console.print(visible(row, renderer), soft_wrap=True)
-
-
-def visible(row: Row, renderer: Renderer) -> Text:
-    """A row's tokens as text, those with loss between ⟦ and ⟧ (and green where there is colour)."""
-    rendered = renderer.render(row)
-    text = Text()
-    inside = False
-    for token, label in zip(rendered.input_ids, rendered.labels, strict=True):
-        if (label != IGNORE) != inside:
-            inside = not inside
-            text.append("⟦" if inside else "⟧", style="bold")
-        text.append(str(renderer.tokenizer.decode([token])), style="green" if inside else "dim")
-    if inside:
-        text.append("⟧", style="bold")
-    return text
 
 
 def _count(ids: Sequence[str]) -> str:
@@ -187,3 +262,7 @@ def _count(ids: Sequence[str]) -> str:
 def _some(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
     return ", ".join(ids[:SHOWN_IDS]) + more
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    return _some([str(layer) for layer in layers])
