@@ -21,6 +21,7 @@ NOUNS = {
     "curation",
     "errors",
     "files",
+    "findings",
     "hardware",
     "leaks",
     "near",

@@ -14,15 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import adapters, bases
+from tunesmith import adapters, bases, findings
 from tunesmith.bases import Base
-from tunesmith.errors import UserError
+from tunesmith.errors import Diverged, UserError
 from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, sha256_file
 from tunesmith.progress import say
+from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import LoadedRecipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
+from tunesmith.tokens import rendered_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -295,7 +297,10 @@ class Line:
             inputs = self._common() | {"adapter": adapters.digest(adapter)}
             if not self._skip("merge", inputs, "merged"):
                 with self.run.stage("merge", inputs) as out:
-                    merge(self.base, adapter, self.dataset.manifest()["systems"], out / "merged")
+                    systems = self.dataset.manifest()["systems"]
+                    found = merge(self.base, adapter, systems, self._dev_rows(), out / "merged")
+                    findings.write(out, "merge", found)
+                    findings.refuse(found, "merge", Diverged)
         with self._timed("evaluate"):
             inputs = self._adapter_arm_inputs()
             if not self._is_answered("arm/adapter", inputs, "arms/adapter"):
@@ -310,6 +315,10 @@ class Line:
                     (out / "arms").mkdir()
                     stage.run_merged(self.arena, merged, self.run.path("guards-adapter.json"), out)
         say(f"  {self.run.path('arms')}")
+
+    def _dev_rows(self) -> list[Rendered]:
+        renderer = Renderer(self.base.tokenizer(), self.base.end_ids())
+        return rendered_rows(renderer, self.dataset, "dev", self.run.path("tokens/dev.safetensors"))
 
     def gate(self) -> dict[str, Any]:
         """Judge the run; returns the verdict."""

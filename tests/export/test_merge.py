@@ -1,5 +1,6 @@
 """What is merged is base plus adapter, shown on an adapter whose B is not zero."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from tunesmith import adapters
-from tunesmith.bases import load_model
+from tunesmith.bases import Base, load_model
 from tunesmith.errors import Diverged, UserError
-from tunesmith.export.merge import merge
-from tunesmith.files import read_json, write_json
+from tunesmith.export.merge import effect_kept, merge
+from tunesmith.files import read_json, sha256_json, sha256_tree, write_json
+from tunesmith.findings import Finding
 from tunesmith.line import Line
 
 
@@ -35,6 +37,14 @@ def write_adapter(line: Line, directory: Path, *, scale: float = 0.1, prompt_dig
     return directory
 
 
+def merged_from(line: Line, adapter: Path, out: Path) -> dict[str, Finding]:
+    """Merge, as the line does; returns what was found, by name."""
+    renderer = line.arena.renderer
+    probes = [renderer.render(row) for row in line.dataset.rows("dev")]
+    found = merge(line.base, adapter, line.dataset.manifest()["systems"], probes, out)
+    return {finding.name: finding for finding in found}
+
+
 def logits(model: object, line: Line) -> torch.Tensor:
     ids = torch.tensor([line.arena.renderer.prompt_ids(line.dataset.rows("gate")[0].messages)])
     with torch.inference_mode():
@@ -44,7 +54,7 @@ def logits(model: object, line: Line) -> torch.Tensor:
 
 def test_merged_computes_what_base_and_adapter_compute(line: Line, tmp_path: Path) -> None:
     adapter = write_adapter(line, tmp_path / "adapter")
-    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    merged_from(line, adapter, tmp_path / "merged")
     with_adapter = logits(adapters.attach(line.base.model(dtype=torch.float32), adapter), line)
     merged = logits(load_model(tmp_path / "merged", dtype=torch.float32), line)
     base = logits(line.base.model(dtype=torch.float32), line)
@@ -54,7 +64,7 @@ def test_merged_computes_what_base_and_adapter_compute(line: Line, tmp_path: Pat
 
 def test_each_weight_is_the_base_plus_scaled_b_a(line: Line, tmp_path: Path) -> None:
     adapter = write_adapter(line, tmp_path / "adapter")
-    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    merged_from(line, adapter, tmp_path / "merged")
     base = load_file(line.base.directory / "model.safetensors")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     lora = load_file(adapter / "adapter_model.safetensors")
@@ -72,14 +82,14 @@ def test_each_weight_is_the_base_plus_scaled_b_a(line: Line, tmp_path: Path) -> 
 
 def test_the_merged_directory_carries_the_bases_tokenizer_byte_for_byte(line: Line, tmp_path: Path) -> None:
     adapter = write_adapter(line, tmp_path / "adapter")
-    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    merged_from(line, adapter, tmp_path / "merged")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "merged" / name).read_bytes() == (line.base.directory / name).read_bytes()
 
 
 def test_the_manifest_lists_every_file(line: Line, tmp_path: Path) -> None:
     adapter = write_adapter(line, tmp_path / "adapter")
-    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    merged_from(line, adapter, tmp_path / "merged")
     manifest = read_json(tmp_path / "merged" / "manifest.json")
     there = {path.name for path in (tmp_path / "merged").iterdir()} - {"manifest.json"}
     assert set(manifest["files"]) == there
@@ -89,7 +99,7 @@ def test_the_manifest_lists_every_file(line: Line, tmp_path: Path) -> None:
 def test_an_adapter_of_another_prompt_is_refused(line: Line, tmp_path: Path) -> None:
     adapter = write_adapter(line, tmp_path / "adapter", prompt_digest="0" * 64)
     with pytest.raises(UserError, match="was trained with another prompt"):
-        merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+        merged_from(line, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -147,3 +157,48 @@ def test_two_processes_would_write_the_same_adapter(line: Line, tmp_path: Path) 
     first, second = (write_adapter(line, tmp_path / name) for name in ("one", "two"))
     for name in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def stored_in_bfloat16(line: Line, directory: Path) -> Base:
+    """The line's base, its weights rounded to bfloat16."""
+    shutil.copytree(line.base.directory, directory)
+    line.base.model(dtype=torch.bfloat16).save_pretrained(directory)
+    return Base("narrow", directory, sha256_json(sha256_tree(directory)), {})
+
+
+@pytest.mark.parametrize(("scale", "status"), [(0.1, "PASS"), (1e-5, "FAIL")])
+def test_a_merge_that_rounds_the_adapter_away_is_seen(line: Line, tmp_path: Path, scale: float, status: str) -> None:
+    line.__dict__["base"] = stored_in_bfloat16(line, tmp_path / "narrow")
+    adapter = write_adapter(line, tmp_path / "adapter", scale=scale)
+    found = merged_from(line, adapter, tmp_path / "merged")
+    assert found["adapter not erased"].status == status, found
+    assert found["merged into"].status == found["tie kept"].status == found["template and tokenizer"].status == "PASS"
+
+
+def test_in_float32_even_a_faint_adapter_is_kept(line: Line, tmp_path: Path) -> None:
+    found = merged_from(line, write_adapter(line, tmp_path / "adapter", scale=1e-3), tmp_path / "merged")
+    assert {finding.status for finding in found.values()} == {"PASS"}
+
+
+def test_a_merge_that_changes_the_template_is_seen(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+
+    def careless(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes().replace(b"im_end", b"im_ends"))
+
+    monkeypatch.setattr("tunesmith.export.merge.shutil.copyfile", careless)
+    assert merged_from(line, adapter, tmp_path / "merged")["template and tokenizer"].status == "FAIL"
+
+
+def test_what_is_kept_of_an_effect() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, adapter = (torch.randn(5, 7, generator=generator).log_softmax(-1) for _ in range(2))
+
+    def kept(merged: torch.Tensor) -> list[str]:
+        return [finding.status for finding in effect_kept([adapter], [base], [merged], "float32")]
+
+    assert kept(adapter) == ["PASS", "PASS"]
+    assert kept(base) == ["FAIL", "WARN"]
+    assert kept((adapter + 0.2 * (base - adapter)).log_softmax(-1)) == ["PASS", "WARN"]
+    # An adapter without an effect leaves nothing to keep.
+    assert [finding.status for finding in effect_kept([base], [base], [base], "float32")] == ["FAIL", "WARN"]

@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith import adapters, hardware
+from tunesmith import adapters, findings, hardware
 from tunesmith.bases import Base, load_model
+from tunesmith.errors import EnvironmentFault
 from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.general import nll_by_document
-from tunesmith.evaluate.generate import BATCH_TOKENS
+from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
 from tunesmith.evaluate.replay import replay
 from tunesmith.evaluate.ways import ZERO_SHOT, Way, best, untrained_ways
-from tunesmith.files import read_json, write_json
+from tunesmith.files import read_json, read_jsonl, write_json
+from tunesmith.findings import Finding, seen
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
 from tunesmith.schema import read_schema
 
+PROBED = 64
+"""Gate prompts among which the shortest and the longest are compared."""
 CACHE_SHARE = 0.2
 """The part of the memory that keys and values of a batch may take: weights, copies and the rest need theirs."""
 
@@ -93,9 +97,79 @@ def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:
     general["adapter"] = nll_by_document(attached, arena.renderer)
     weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
     arena.run(attached, Way("adapter"), "gate", out / "arms", weights=weights)
+    change = logit_change(attached, arena)
     write_json(
         out / "guards-adapter.json",
-        {"general_nll": general, "adapter_changes_logits": logit_change(attached, arena), "replayed": replayed},
+        {"general_nll": general, "adapter_changes_logits": change, "replayed": replayed},
+    )
+    found = [
+        seen(
+            "adapter at work",
+            (13,),
+            change > 0,
+            "what is loaded is the adapter that was trained, and it changes what the base computes",
+            f"every tensor is the file's, logits change by up to {change:.2e}",
+            "train again",
+        ),
+        seen(
+            "the base of the adapter",
+            (28,),
+            True,
+            "the adapter stands on the base that it was trained on",
+            f"{arena.base.name}, {arena.base.digest[:12]}, by the digest of its files",
+        ),
+        padding(attached, arena),
+        answers_end(arena, out / "arms" / "adapter.jsonl"),
+    ]
+    findings.write(out, "evaluate", found)
+    findings.refuse(found, "evaluate", EnvironmentFault)
+
+
+PADDED = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+"""Largest change of a logit by the company of longer prompts: far above each dtype's rounding, far below a mistake."""
+UNENDED = 0.01
+"""Part of the answers that may run into their limit before it is told."""
+
+
+def padding(model: Any, arena: Arena) -> Finding:
+    """Whether a prompt beside a longer one is answered as it is alone, by the logits of its first token."""
+    prompts = sorted(arena.prompts(arena.dataset.rows("gate")[:PROBED], ZERO_SHOT), key=len)
+    pair = [prompts[0], prompts[-1]]
+    model.eval()
+    with torch.inference_mode():
+        slots = read_prompts(model, pair, None, arena.settings)
+        with slots.in_use(model):
+            together = model(
+                input_ids=slots.ids,
+                attention_mask=slots.mask,
+                position_ids=slots.positions,
+                past_key_values=slots.cache,
+                use_cache=True,
+            ).logits[:, -1]
+        alone = [model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1] for ids in pair]
+    change = max(float((a - b).abs().max()) for a, b in zip(together, alone, strict=True))
+    return seen(
+        "padding",
+        (20,),
+        change <= PADDED[arena.computed_on["dtype"]],
+        "a prompt in company is answered as it is alone",
+        f"beside a prompt of {len(pair[1]) - len(pair[0])} tokens more, logits change by up to {change:.1e}",
+        "this model's attention reads padding: hold its version back, and report it",
+    )
+
+
+def answers_end(arena: Arena, answers: Path) -> Finding:
+    """How many answers ran into `arms.max_new_tokens`; no generation setting of the base's own is read."""
+    lines = read_jsonl(answers)
+    open_ended = [line["id"] for line in lines if not line["ended"]]
+    return Finding(
+        "answers end",
+        "WARN" if len(open_ended) > UNENDED * len(lines) else "PASS",
+        "answers end by themselves, under settings that are all stated",
+        open_ended,
+        (21,),
+        f"{len(open_ended)} of {len(lines)} answers are cut at {arena.settings.max_new_tokens} tokens, greedy",
+        "raise arms.max_new_tokens; or the model has not learned to stop: look at the end token in check.html",
     )
 
 

@@ -6,14 +6,17 @@ was made from, and the gate scores the result like any other arm.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tunesmith import adapters
 from tunesmith.bases import Base, quiet
-from tunesmith.files import sha256_json, sha256_tree, write_json
-from tunesmith.prompt import Renderer
+from tunesmith.files import sha256_file, sha256_json, sha256_tree, write_json
+from tunesmith.findings import Finding, seen
+from tunesmith.prompt import Rendered, Renderer
 
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -27,8 +30,17 @@ TOKENIZER_FILES = (
 )
 
 
-def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
-    """Write the merged model with the base's tokenizer and template into `out`.
+KEPT = 0.5
+"""Least part of the adapter's effect that rounding must leave, else the merged model is the base again."""
+KEPT_WELL = 0.99
+PROBES = 8
+"""Rows on which the effect is measured."""
+
+
+def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Rendered], out: Path) -> list[Finding]:
+    """Write the merged model with the base's tokenizer and template into `out`, and say what the merge has kept.
+
+    `probes` are rows of dev, on whose completions base, adapter and merged model are compared.
 
     Raises:
         UserError: the adapter does not belong to the base or the prompt.
@@ -38,14 +50,21 @@ def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
     adapters.verify(adapter, base=base, prompt_digest=renderer.digest(systems))
     # On the CPU: float32 may not fit beside what a GPU holds, and a sum needs no GPU.
     model = base.model(dtype=torch.float32, device="cpu")
-    merged = adapters.attach(model, adapter).merge_and_unload(safe_merge=True)
+    attached = adapters.attach(model, adapter)
+    with_adapter = log_probabilities(attached, probes[:PROBES])
+    with attached.disable_adapter():
+        without = log_probabilities(attached, probes[:PROBES])
+    quantised = bool(getattr(model, "is_quantized", False))
+    merged = attached.merge_and_unload(safe_merge=True)
+    merged.to(getattr(torch, base.stored_dtype()))
+    # As it is stored, but computed in float32: what is left of the difference is the rounding of the weights.
+    rounded = log_probabilities(merged.float(), probes[:PROBES])
     merged.to(getattr(torch, base.stored_dtype()))
     with quiet():
         merged.save_pretrained(out)
     # Tokenizer and template as bytes: saved again by a library they could differ. Nothing else of the base's.
-    for pattern in TOKENIZER_FILES:
-        for path in sorted(base.directory.glob(pattern)):
-            shutil.copyfile(path, out / path.name)
+    for path in _tokenizer_files(base):
+        shutil.copyfile(path, out / path.name)
     files = sha256_tree(out)
     write_json(
         out / "manifest.json",
@@ -58,3 +77,78 @@ def merge(base: Base, adapter: Path, systems: list[str], out: Path) -> None:
             "files": files,
         },
     )
+    return [
+        seen(
+            "merged into",
+            (15,),
+            not quantised,
+            "the sum is taken with the unquantised base, in float32",
+            f"base of {base.stored_dtype()}, widened to float32, rounded once",
+            "merge into the base that the quantised copy was made from",
+        ),
+        *effect_kept(with_adapter, without, rounded, base.stored_dtype()),
+        _same_tie(merged),
+        seen(
+            "template and tokenizer",
+            (9,),
+            all(files.get(path.name) == sha256_file(path) for path in _tokenizer_files(base)),
+            "the merged model carries the base's tokenizer and template, byte for byte",
+            f"{len(_tokenizer_files(base))} files, prompt {renderer.digest(systems)[:12]}",
+            "merge again",
+        ),
+    ]
+
+
+def log_probabilities(model: Any, rows: Sequence[Rendered]) -> list[torch.Tensor]:
+    """Of each row's completion tokens the log-probabilities of every token, (completion tokens, vocabulary)."""
+    found = []
+    with torch.inference_mode():
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0]
+            found.append(logits[len(row.prompt_ids) - 1 : -1].float().log_softmax(-1))
+    return found
+
+
+def effect_kept(
+    adapter: Sequence[torch.Tensor], base: Sequence[torch.Tensor], merged: Sequence[torch.Tensor], dtype: str
+) -> list[Finding]:
+    """What the merged model has kept of the adapter's effect: 1 less the divergence left over the whole effect.
+
+    Divergence is Kullback and Leibler's, in nats a token, from the adapter's distribution.
+    """
+    whole, left = divergence(adapter, base), divergence(adapter, merged)
+    kept = 1 - left / whole if whole > 0 else 0.0
+    pairs = [(a.argmax(-1) == m.argmax(-1)) for a, m in zip(adapter, merged, strict=True)]
+    agree = float(torch.cat(pairs).float().mean())
+    told = f"{kept:.2%} of the adapter's effect ({whole:.2e} nats a token) kept, first choices agree in {agree:.2%}"
+    remedy = f"its deltas are as small as {dtype} rounds: raise trainer.learning_rate, or take a base in a wider dtype"
+    wants = "rounding leaves the adapter's effect"
+    return [
+        seen("adapter not erased", (16,), kept >= KEPT, wants, told, remedy),
+        seen("adapter kept whole", (16,), kept >= KEPT_WELL, wants, f"{kept:.2%} kept", remedy, grave=False),
+    ]
+
+
+def divergence(from_: Sequence[torch.Tensor], to: Sequence[torch.Tensor]) -> float:
+    """Mean Kullback-Leibler divergence in nats a token, of log-probabilities."""
+    each = [(a.exp() * (a - b)).sum(-1) for a, b in zip(from_, to, strict=True)]
+    return float(torch.cat(each).mean())
+
+
+def _same_tie(merged: Any) -> Finding:
+    """Whether embedding and head are still one matrix, where the base holds them as one."""
+    tied = bool(merged.config.get_text_config().tie_word_embeddings)
+    embedding, head = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+    one = embedding.data_ptr() == head.data_ptr()
+    return seen(
+        "tie kept",
+        (11,),
+        one or not tied,
+        "what the base holds as one matrix, the merged model holds as one",
+        f"embedding and head are {'one matrix' if one else 'two'}, the base's {'one' if tied else 'two'}",
+        "leave embeddings out of lora.target_modules and lora.modules_to_save",
+    )
+
+
+def _tokenizer_files(base: Base) -> list[Path]:
+    return [path for pattern in TOKENIZER_FILES for path in sorted(base.directory.glob(pattern))]

@@ -1,11 +1,12 @@
 """Where a training run begins: anew, or after the newest whole checkpoint that was made as this run is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UserError
+from tunesmith.findings import Finding, seen
 from tunesmith.hardware import Profile
 from tunesmith.progress import say
 from tunesmith.train.checkpoints import Checkpoint, Checkpoints, drift, read
@@ -80,3 +81,21 @@ def machine(profile: Profile) -> dict[str, Any]:
         "accumulation": profile.accumulation,
         "share_prefixes": profile.share_prefixes,
     }
+
+
+def how_it_began(checkpoint: Checkpoint | None, drifted: Sequence[str]) -> Finding:
+    """What there is to say of a run's beginning."""
+    if checkpoint is None:
+        evidence = "begun anew"
+    else:
+        agrees = f"made otherwise: {', '.join(drifted)}" if drifted else "nothing differs"
+        evidence = f"gone on after step {checkpoint.step}, {agrees}"
+    return seen(
+        "resumed as begun",
+        (18,),
+        not drifted,
+        "a run goes on with the settings, rows, base and versions it began with",
+        evidence,
+        "the manifest records it; train anew to be sure",
+        grave=False,
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback
 
-from tunesmith import adapters
+from tunesmith import adapters, findings
 from tunesmith.bases import Base
 from tunesmith.errors import Diverged
 from tunesmith.files import sha256_json
@@ -22,12 +22,12 @@ from tunesmith.tokens import rendered_rows
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.dev import DevLoss
 from tunesmith.train.lock import write_lock
-from tunesmith.train.opening import fitting_trainer, lora_config, say_choices
-from tunesmith.train.resume import Resumption, machine, where_to_begin
+from tunesmith.train.opening import TOLERANCE, fitting_trainer, lora_config, say_choices
+from tunesmith.train.resume import Resumption, how_it_began, machine, where_to_begin
 from tunesmith.train.saver import Saver
 from tunesmith.train.stops import polite_stops
-from tunesmith.train.trainer import PROBED_ROWS
 from tunesmith.train.watch import Watch, plot_loss
+from tunesmith.train.witness import Witness, order_digest
 
 
 def train(
@@ -56,7 +56,9 @@ def train(
         binding = {**resumption.identity, "machine": machine(profile)}
         trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
         checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
+        witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
         trainer.add_callback(watch)
+        trainer.add_callback(witness)
         trainer.add_callback(DevLoss(watch, dev, trainer))
         trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
         trainer.remove_callback(PrinterCallback)
@@ -67,8 +69,9 @@ def train(
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             watch.close()
-        if trainer.changes_nothing(dev[:PROBED_ROWS]):
-            raise Diverged("training: with the adapter the model answers as without it; nothing was written")
+        found = witness.findings(how_it_began(checkpoint, drifted))
+        findings.write(out, "train", found)
+        findings.refuse(found, "train", Diverged)
     adapters.save(
         trainer.model,
         out / "adapter",
@@ -78,6 +81,7 @@ def train(
             "prompt_digest": prompt_digest,
             "recipe_digest": sha256_json(recipe.as_dict()),
             "train_digest": dataset.digest("train"),
+            "order_digest": order_digest(trainer),
             "drift": drifted,
         },
     )

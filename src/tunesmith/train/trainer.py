@@ -17,7 +17,7 @@ from datasets import Dataset as HFDataset
 from trl import SFTTrainer
 
 from tunesmith.adapters import refuse_asleep
-from tunesmith.errors import Diverged
+from tunesmith.errors import Diverged, EnvironmentFault
 from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
@@ -117,6 +117,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             self.data_collator = Collator(self.limits)
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self._log_of_before: dict[str, Any] | None = None
+        self.weighed = 0
+        """Passes whose count of loss tokens was held against the rows."""
         self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
         # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
         for parameter in self.model.parameters():
@@ -143,6 +145,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         with self.accelerator.autocast():
             return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
 
+    def passes(self) -> list[list[Rendered]]:
+        """The rows of each pass of the first epoch."""
+        return [[self.rows[row] for row in rows] for rows in self._passes()]
+
     def _passes(self) -> list[list[int]]:
         size = self.args.per_device_train_batch_size
         return [rows[start : start + size] for rows in self._sampler.batches() for start in range(0, len(rows), size)]
@@ -168,9 +174,31 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             loss = loss * self.accelerator.num_processes
         return loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    @property
+    def weighs(self) -> bool:
+        """Whether the loss of a step is divided here, and not by trl."""
+        return self._own_loss
+
+    def _weigh(self, counted: Any) -> None:
+        """Hold upstream's count of a step's loss tokens against the rows: a wrong one weighs short rows too much.
+
+        Raises:
+            EnvironmentFault: they differ.
+        """
+        rows = self.rows_of_step(self.state.global_step)
+        held = sum(len(self.rows[row].completion_ids) for row in rows)
+        if counted is None or int(counted) != held:
+            raise EnvironmentFault(
+                f"training: step {self.state.global_step + 1} counts {counted} loss tokens, its rows hold {held}",
+                hint="the installed trl, transformers and accelerate do not fit together: install constraints.txt",
+            )
+        self.weighed += 1
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._own_loss:
+            self._weigh(num_items_in_batch)
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss became {loss.item()}")
         return loss
@@ -251,12 +279,15 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ measuring
 
-    def changes_nothing(self, rows: Sequence[Rendered]) -> bool:
-        """Whether the base answers some rows as the base with the adapter does."""
+    def row_losses(self, rows: Sequence[Rendered]) -> list[float]:
+        """Mean negative log-likelihood of each row's loss tokens, in nats, by the model's own logits."""
+        was_training = self.model.training
+        self.model.eval()
         model = self.accelerator.unwrap_model(self.model)
-        with model.disable_adapter():
-            without = self.token_nll(rows)
-        return self.token_nll(rows) == without
+        with torch.no_grad(), self.accelerator.autocast():
+            losses = [float(row_nll(model, row)) / len(row.completion_ids) for row in rows]
+        self.model.train(was_training)
+        return losses
 
     def token_nll(self, rows: Sequence[Rendered]) -> float:
         """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""
