@@ -24,7 +24,7 @@ SETTINGS = ("trainer.max_steps=30", "trainer.logging_steps=1", "lora.lora_dropou
 
 
 def losses(recipe: str, root: Path, scratch: Path) -> dict[str, list[float]]:
-    """Train a recipe of the project at `root`; the loss of each step and the dev loss of each epoch, in nats a token."""
+    """Train a recipe of the project at `root`; its losses, by step and by epoch, in nats a token."""
     line = Line(recipe, sets=SETTINGS, root=root, runs=scratch / "runs")
     line.curate()
     line.check()

@@ -38,7 +38,7 @@ def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     root = tmp_path / "project"
     for name in ("recipes", "scripts"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for task in (REPOSITORY / "data").iterdir():
+    for task in filter(Path.is_dir, (REPOSITORY / "data").iterdir()):
         committed = [task / name for name in ("schema.json", "sources.lock") if (task / name).is_file()]
         (root / "data" / task.name).mkdir(parents=True)
         for path in committed:

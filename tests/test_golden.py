@@ -46,5 +46,5 @@ def test_a_tree_with_changes_is_not_recorded(tmp_path: Path, monkeypatch: pytest
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     refuse()
     (tmp_path / "new.txt").write_text("")
-    with pytest.raises(SystemExit, match="not committed: new.txt"):
+    with pytest.raises(SystemExit, match=r"not committed: new\.txt"):
         refuse()
