@@ -5,14 +5,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tunesmith.prompt import Rendered
-from tunesmith.train.trainer import AdapterTrainer
+from tunesmith.train.guarded import Guarded
 from tunesmith.train.watch import Watch
 
 
 class DevLoss(TrainerCallback):  # type: ignore[misc]
     """Scores the dev rows after each epoch."""
 
-    def __init__(self, watch: Watch, rows: list[Rendered], trainer: AdapterTrainer) -> None:
+    def __init__(self, watch: Watch, rows: list[Rendered], trainer: Guarded) -> None:
         self.watch = watch
         self.rows = rows
         self.trainer = trainer
