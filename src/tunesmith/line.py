@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import adapters, bases
 from tunesmith.bases import Base
+from tunesmith.beginning import Beginning
 from tunesmith.errors import UserError
 from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, sha256_file
@@ -65,6 +66,19 @@ class Line:
         return Run.of(self.runs, self.recipe.name, self._trained_on())
 
     @cached_property
+    def beginning(self) -> Beginning | None:
+        """The run whose adapter training begins from, under `trainer.kind: dpo`."""
+        after, root = self.recipe.after, self.loaded.root
+        if after is None:
+            return None
+        if "/" in after:
+            return Beginning(root / after, root)
+        other = Line(after, base=self.recipe.base, root=root, runs=self.runs)
+        if other.recipe.after is not None:
+            raise UserError(f"after: {after} begins from an adapter itself; name the recipe that begins from the base")
+        return Beginning(other.run.directory, root)
+
+    @cached_property
     def arena(self) -> "Arena":
         """Renderer, scorer and rows for the arms."""
         from tunesmith.evaluate.stage import open_arena
@@ -92,7 +106,8 @@ class Line:
         recipe = self.recipe.as_dict()
         keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer")
         # Under a name of its own: the recipe, too, calls something `base` and something `data`.
-        return self._common() | {"recipe": {key: recipe[key] for key in keys}}
+        after = {"after": self.beginning.digest} if self.beginning else {}
+        return self._common() | {"recipe": {key: recipe[key] for key in keys}} | after
 
     def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
         return self._common() | {
@@ -204,7 +219,7 @@ class Line:
         with self._timed("check"):
             if not self._skip("check", inputs, "check.json"):
                 with self.run.stage("check", inputs) as out:
-                    check(self.loaded, self.dataset, self.base, out)
+                    check(self.loaded, self.dataset, self.base, out, self.beginning)
             refuse_failed(read_json(path), path, self.dataset)
 
     def baseline(self) -> None:
@@ -268,7 +283,13 @@ class Line:
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
                 with self.run.stage("train", inputs) as out:
                     train(
-                        self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"), resumption=resumption
+                        self.loaded,
+                        self.dataset,
+                        self.base,
+                        out,
+                        tokens=self.run.path("tokens"),
+                        resumption=resumption,
+                        beginning=self.beginning,
                     )
             shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")

@@ -26,6 +26,8 @@ from tunesmith.train.tree import Limits, lay_out
 class Guarded(Trainer):  # type: ignore[misc]
     """Stands before a trainer of trl among the parents of a class, which sets these."""
 
+    BEFORE = "without the adapter"
+    """What an adapter that changes nothing answers as."""
     rows: Sequence[Rendered]
     """Those that are trained on, in the order of the data set."""
     ids: Sequence[str]
@@ -59,7 +61,8 @@ class Guarded(Trainer):  # type: ignore[misc]
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
         if self.state.global_step == 0:
             # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
-            held = [(name, p.grad) for name, p in self.model.named_parameters() if "lora_B" in name]
+            trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            held = [(name, p.grad) for name, p in trained if "lora_B" in name]
             refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
@@ -69,15 +72,18 @@ class Guarded(Trainer):  # type: ignore[misc]
 
     def _diverged(self, says: str) -> Diverged:
         rows = self.rows_of_step(self.state.global_step)
-        model = self.accelerator.unwrap_model(self.model)
         with torch.no_grad(), self.accelerator.autocast():
-            bad = [row for row in rows if not math.isfinite(float(row_nll(model, self.rows[row])))]
+            bad = [row for row in rows if not math.isfinite(self.alone(row))]
         alone = f"alone not finite: {self._named(bad)}" if bad else "each of them alone has a finite loss"
         where = f"step {self.state.global_step + 1}, rows {self._named(rows)}"
         return Diverged(
             f"training: {says} at {where}; {alone}; nothing was written",
             hint="look at these rows; if they are sound, lower trainer.learning_rate",
         )
+
+    def alone(self, row: int) -> float:
+        """Summed negative log-likelihood of a row's loss tokens, the row by itself."""
+        return float(row_nll(self.accelerator.unwrap_model(self.model), self.rows[row]))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,7 +137,11 @@ class Guarded(Trainer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ measuring
 
-    def changes_nothing(self, rows: Sequence[Rendered]) -> bool:
+    def measured(self, rows: Sequence[Any]) -> dict[str, float]:
+        """What train.jsonl says of held-out rows."""
+        return {"dev_nll": self.token_nll(rows)}
+
+    def changes_nothing(self, rows: Sequence[Any]) -> bool:
         """Whether the base answers some rows as the base with the adapter does."""
         model = self.accelerator.unwrap_model(self.model)
         with model.disable_adapter():
