@@ -21,7 +21,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, sha256_file
 from tunesmith.progress import say
-from tunesmith.recipe import LoadedRecipe, load_recipe
+from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
 
@@ -52,6 +52,8 @@ class Line:
         self.dist = dist
         self.times: dict[str, float] = {}
         bases.check_name(self.recipe.base, self.loaded.root)
+        if self.recipe.after is not None and "/" not in self.recipe.after:
+            find_recipe(self.recipe.after, self.loaded.root)
 
     # ------------------------------------------------------------------ what stages need
 

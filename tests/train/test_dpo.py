@@ -231,10 +231,10 @@ def test_a_loss_that_takes_pairs_together_is_refused_where_a_step_is_cut(project
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop_and_the_same_seed_gives_the_same_bits(
     project: Path, tmp_path: Path
 ) -> None:
-    line = line_of("trainer.max_steps=8", "hardware.batch_tokens=800", "trainer.logging_steps=3")
+    line = line_of("hardware.batch_tokens=800", "trainer.logging_steps=3")
 
     def run(go_on: int | None = None) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        trainer = opened(line, tmp_path, 30)
+        trainer = opened(line, tmp_path, 20)
         assert trainer.args.gradient_accumulation_steps > 1
         trainer.checkpoints = Checkpoints(tmp_path / "checkpoints", {}, keep=10)
         if go_on is None:
@@ -246,7 +246,7 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop_and_the_same_seed_gives
 
     wanted, log = run()
     assert {name.split(".")[-2] for name in wanted} == {"default"}
-    for step in (None, 2, 5):
+    for step in (None, 4):
         found, again = run(step)
         assert all(torch.equal(weight, wanted[name]) for name, weight in found.items()), step
         assert again == log
@@ -358,6 +358,16 @@ def test_an_adapter_of_another_prompt_or_already_tuned_is_no_beginning(project: 
     path.write_text(json.dumps(held | {"after": "x"}))
     with pytest.raises(UserError, match="was itself tuned by preferences"):
         beginning.verify(line.recipe, line.base, held["prompt_digest"])
+
+
+def test_a_recipe_that_there_is_not_is_told_at_once(project: Path) -> None:
+    with pytest.raises(UserError, match="smok: no such recipe in recipes/; did you mean `smoke`"):
+        line_of("after=smok")
+    text = (project / "recipes" / "smoke-dpo.yaml").read_text()
+    (project / "recipes" / "smoke-twin.yaml").write_text(text.replace("name: smoke-dpo", "name: smoke-twin"))
+    line = line_of("after=smoke-twin")
+    with pytest.raises(UserError, match="after: smoke-twin begins from an adapter itself"):
+        _ = line.beginning
 
 
 def test_without_a_finished_run_it_is_said_what_makes_one(project: Path) -> None:
