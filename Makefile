@@ -53,10 +53,11 @@ tiny-base: $(TINY) ## Make the tiny random base that smoke and tests use
 $(TINY): scripts/make_tiny_base.py | $(READY)
 	$(BIN)/python scripts/make_tiny_base.py --out $(@D)
 
-smoke: $(READY) tiny-base ## The whole line on the tiny base, LoRA and QLoRA, in about a minute
+smoke: $(READY) tiny-base ## The whole line on the tiny base, LoRA, QLoRA and preferences, in about two minutes
 	rm -rf $(SMOKE)
 	$(BIN)/tunesmith run smoke --runs $(SMOKE)/lora --dist $(SMOKE)/dist
 	$(BIN)/tunesmith run smoke-qlora --runs $(SMOKE)/qlora --dist $(SMOKE)/dist
+	$(BIN)/tunesmith run smoke-dpo --runs $(SMOKE)/lora --dist $(SMOKE)/dist
 
 # The ratio was 1.25 when it was recorded (docs/BENCHMARKS.md); a fifth less fails.
 bench: $(READY) tiny-base ## Our training step beside trl's on the tiny base: fails if the ratio has fallen by a fifth

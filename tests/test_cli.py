@@ -99,7 +99,7 @@ def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     assert done.stderr.splitlines()[-2:] == [
         f"data/smoke/train.jsonl:3: not JSON (Unterminated string starting at at column {column}); "
         "each line is one JSON object",
-        "hint: a row is {id, group, messages, completion, tools?, meta?}; fix the lines named",
+        "hint: a row is {id, group, messages, completion, rejected?, tools?, meta?}; fix the lines named",
     ]
 
 

@@ -18,6 +18,7 @@ SOURCE = REPOSITORY / "src" / "tunesmith"
 NOUNS = {
     "adapters",
     "bases",
+    "beginning",
     "curation",
     "errors",
     "files",
@@ -26,6 +27,7 @@ NOUNS = {
     "leaks",
     "near",
     "packages",
+    "preferences",
     "probes",
     "progress",
     "prompt",

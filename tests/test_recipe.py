@@ -63,8 +63,8 @@ BROKEN = {
     "key like no other at the top": (
         "base: tiny",
         "base: tiny\nxyzzy: 1",
-        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: arms, base, checkpoints, curate, data, description, "
-        "export, extends, gate, hardware, lora, name",
+        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: after, arms, base, checkpoints, curate, data, "
+        "description, export, extends, gate, hardware, lora",
     ),
     "typo in a section": (
         "  max_tokens: 64",
@@ -308,6 +308,7 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("trainer.learning_rate", 2e-4, "recipes/toy.yaml:12"),
         ("trainer.num_train_epochs", 2, "recipes/toy.yaml:13"),
         ("trainer.per_device_train_batch_size", 8, "recipes/toy.yaml:14"),
+        ("after", None, "default"),
         ("hardware.dtype", "auto", "default"),
         ("hardware.batch_tokens", None, "default"),
         ("hardware.share_prefixes", True, "default"),

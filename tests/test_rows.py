@@ -11,7 +11,7 @@ from tunesmith.rows import Dataset, Message, Row, read_rows, system_messages
 GOOD = (
     '{"id":"a","group":"g","messages":[{"role":"user","content":"x"}],"completion":{"role":"assistant","content":"y"}}'
 )
-HINT = "\nhint: a row is {id, group, messages, completion, tools?, meta?}; fix the lines named"
+HINT = "\nhint: a row is {id, group, messages, completion, rejected?, tools?, meta?}; fix the lines named"
 
 
 def refusal(path):

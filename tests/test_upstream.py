@@ -9,7 +9,7 @@ from peft.config import PeftConfigMixin
 
 from tunesmith import upstream
 
-REAL = {"lora": peft.LoraConfig, "trainer": trl.SFTConfig}
+REAL = {"lora": peft.LoraConfig, "trainer": trl.SFTConfig, "dpo": trl.DPOConfig}
 
 # Fields of the mixin under PeftConfig, which `upstream` leaves out: peft fills them in itself when it saves.
 PEFT_OWN = {"auto_mapping", "peft_version"}
@@ -33,8 +33,9 @@ def test_the_keys_of_lora_are_the_fields_of_lora_config():
     assert set(upstream.fields("lora")) & of_the_mixin == {"peft_type", "task_type"}
 
 
-def test_the_keys_of_trainer_are_the_fields_of_sft_config():
-    assert set(upstream.fields("trainer")) == {field.name for field in dataclasses.fields(trl.SFTConfig) if field.init}
+@pytest.mark.parametrize("section", ["trainer", "dpo"])
+def test_the_keys_of_trainer_are_the_fields_of_trls_config(section):
+    assert set(upstream.fields(section)) == {field.name for field in dataclasses.fields(REAL[section]) if field.init}
 
 
 @pytest.mark.parametrize("section", REAL)
@@ -60,6 +61,7 @@ def test_only_keys_that_take_an_object_of_upstream_go_unchecked(section):
             "use_bdlora",
         },
         "trainer": {"parallelism_config"},
+        "dpo": {"parallelism_config"},
     }
     assert unchecked == expected[section]
 

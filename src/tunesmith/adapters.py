@@ -34,7 +34,10 @@ def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, An
     refuse_asleep(model, {name for name, tensor in weights.items() if "lora_B" in name and not bool(tensor.any())})
     # The path of the base on this machine is neither a name nor part of the adapter.
     model.peft_config["default"].base_model_name_or_path = base.name
-    model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
+    # Beside it there may be the reference of preference tuning.
+    model.save_pretrained(
+        directory, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
+    )
     (directory / "README.md").unlink(missing_ok=True)
     # peft writes sets in hash order, which differs from process to process.
     config = read_json(directory / "adapter_config.json")
@@ -61,7 +64,7 @@ def refuse_asleep(model: "PeftModel", asleep: set[str]) -> None:
     Raises:
         Diverged: names some of the modules.
     """
-    every = {name for name, _ in model.named_parameters() if "lora_B" in name}
+    every = {name for name, tensor in model.named_parameters() if "lora_B" in name and tensor.requires_grad}
     config = model.config.get_text_config()
     has_experts = any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
     if asleep and (asleep >= every or not has_experts):
@@ -78,6 +81,12 @@ def digest(directory: Path) -> str:
     return sha256_file(directory / "adapter_model.safetensors")
 
 
+def manifest(directory: Path) -> dict[str, Any]:
+    """What an adapter belongs to, unchecked."""
+    found: dict[str, Any] = read_json(directory / "manifest.json")
+    return found
+
+
 def verify(directory: Path, *, base: Base, prompt_digest: str) -> dict[str, Any]:
     """Check that an adapter is whole and belongs to this base and this prompt; return its manifest.
 
@@ -91,25 +100,23 @@ def verify(directory: Path, *, base: Base, prompt_digest: str) -> dict[str, Any]
         problems.append(f"{directory / 'adapter_model.bin'}: pickled weights are not read")
     if problems:
         raise UserError(problems, hint="an adapter is a directory that `tunesmith train` wrote")
-    manifest: dict[str, Any] = read_json(directory / "manifest.json")
+    held = manifest(directory)
     problems += [
         f"{directory / name}: differs from the manifest; it was changed after training"
         for name in FILES
-        if sha256_file(directory / name) != manifest["files"].get(name)
+        if sha256_file(directory / name) != held["files"].get(name)
     ]
-    if manifest["base"]["digest"] != base.digest:
-        problems.append(
-            f"{directory}: was trained on another base ({manifest['base']['name']}), not on this {base.name}"
-        )
-    if manifest["prompt_digest"] != prompt_digest:
+    if held["base"]["digest"] != base.digest:
+        problems.append(f"{directory}: was trained on another base ({held['base']['name']}), not on this {base.name}")
+    if held["prompt_digest"] != prompt_digest:
         problems.append(f"{directory}: was trained with another prompt: template, tokenizer or system message differ")
     if problems:
         raise UserError(problems)
-    return manifest
+    return held
 
 
-def attach(model: "PreTrainedModel", directory: Path) -> "PeftModel":
-    """Attach a verified adapter to its base, for inference.
+def attach(model: "PreTrainedModel", directory: Path, *, trainable: bool = False) -> "PeftModel":
+    """Attach a verified adapter to its base: for inference, or to go on training it.
 
     Raises:
         UserError: peft attached other weights than the file's.
@@ -118,7 +125,7 @@ def attach(model: "PreTrainedModel", directory: Path) -> "PeftModel":
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    attached: PeftModel = PeftModel.from_pretrained(model, directory)
+    attached: PeftModel = PeftModel.from_pretrained(model, directory, is_trainable=trainable)
     stored = load_file(directory / "adapter_model.safetensors")
     loaded = get_peft_model_state_dict(attached, save_embedding_layers=False)
     same = stored.keys() == loaded.keys() and all(

@@ -13,9 +13,9 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, mo
 from tunesmith.rows import SPLITS, Split
 from tunesmith.sections import Fraction, Section
 
-Format = Literal["rows", "messages", "prompt_completion", "alpaca", "sharegpt", "columns", "documents"]
+Format = Literal["rows", "messages", "prompt_completion", "preference", "alpaca", "sharegpt", "columns", "documents"]
 Action = Literal["fail", "redact", "pass"]
-Column = Literal["id", "group", "system", "prompt", "completion"]
+Column = Literal["id", "group", "system", "prompt", "completion", "rejected"]
 
 FieldPath = Annotated[str, Field(pattern=r"^(group|shape|completion|completion(\.[\w-]+)+|meta(\.[\w-]+)+)$")]
 """Where a value stands in a row: `group`, `completion`, `completion.<key>`, `shape` (its keys) or `meta.<key>`."""
@@ -37,7 +37,8 @@ class SourceSection(Section):
     format: Format | Literal["auto"] = "auto"
     """The form of a line; `auto` reads it off the first one and says it."""
     columns: dict[Column, str] = Field(default={})
-    """For `columns`: which column is the id, group, system message, prompt, completion; the others go into `meta`."""
+    """For `columns`: which one is the id, group, system message, prompt, completion, rejected answer; the others go
+    into `meta`."""
     system: str | None = None
     """The system message of rows that have none."""
     malformed: Literal["refuse", "drop"] = "refuse"

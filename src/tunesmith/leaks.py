@@ -55,10 +55,11 @@ def row_texts(rows: Iterable[Row]) -> Iterator[Text]:
 
 
 def trained_texts(rows: Iterable[tuple[str, Row]]) -> Iterator[Text]:
-    """All that training learns of named rows: what they ask, and what they answer."""
+    """All that training learns of named rows: what they ask, and what they answer, well or badly."""
     for name, row in rows:
         yield Text(name, row.prompt_text)
-        yield Text(name, row.reference)
+        for answer in row.answers():
+            yield Text(name, answer.content or "")
 
 
 def find_leaks(left: Iterable[Text], right: Sequence[Text], near: float | None = 0.8) -> list[Leak]:

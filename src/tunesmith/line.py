@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import adapters, bases, findings
 from tunesmith.bases import Base
+from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged, UserError
 from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, sha256_file
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, Renderer
-from tunesmith.recipe import LoadedRecipe, load_recipe
+from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
 from tunesmith.tokens import rendered_rows
@@ -53,6 +54,8 @@ class Line:
         self.dist = dist
         self.times: dict[str, float] = {}
         bases.check_name(self.recipe.base, self.loaded.root)
+        if self.recipe.after is not None and "/" not in self.recipe.after:
+            find_recipe(self.recipe.after, self.loaded.root)
 
     # ------------------------------------------------------------------ what stages need
 
@@ -65,6 +68,19 @@ class Line:
     def run(self) -> Run:
         """This recipe's run: one directory for everything that decides what is trained on what."""
         return Run.of(self.runs, self.recipe.name, self._trained_on())
+
+    @cached_property
+    def beginning(self) -> Beginning | None:
+        """The run whose adapter training begins from, under `trainer.kind: dpo`."""
+        after, root = self.recipe.after, self.loaded.root
+        if after is None:
+            return None
+        if "/" in after:
+            return Beginning(root / after, root)
+        other = Line(after, base=self.recipe.base, root=root, runs=self.runs)
+        if other.recipe.after is not None:
+            raise UserError(f"after: {after} begins from an adapter itself; name the recipe that begins from the base")
+        return Beginning(other.run.directory, root)
 
     @cached_property
     def arena(self) -> "Arena":
@@ -94,7 +110,8 @@ class Line:
         recipe = self.recipe.as_dict()
         keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer")
         # Under a name of its own: the recipe, too, calls something `base` and something `data`.
-        return self._common() | {"recipe": {key: recipe[key] for key in keys}}
+        after = {"after": self.beginning.digest} if self.beginning else {}
+        return self._common() | {"recipe": {key: recipe[key] for key in keys}} | after
 
     def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
         return self._common() | {
@@ -206,7 +223,7 @@ class Line:
         with self._timed("check"):
             if not self._skip("check", inputs, "check.json"):
                 with self.run.stage("check", inputs) as out:
-                    check(self.loaded, self.dataset, self.base, out)
+                    check(self.loaded, self.dataset, self.base, out, self.beginning)
             refuse_failed(read_json(path), path, self.dataset)
 
     def baseline(self) -> None:
@@ -270,7 +287,13 @@ class Line:
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
                 with self.run.stage("train", inputs) as out:
                     train(
-                        self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"), resumption=resumption
+                        self.loaded,
+                        self.dataset,
+                        self.base,
+                        out,
+                        tokens=self.run.path("tokens"),
+                        resumption=resumption,
+                        beginning=self.beginning,
                     )
             shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")

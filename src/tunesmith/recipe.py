@@ -1,8 +1,8 @@
 """A recipe: one YAML that says what is trained on what, how it is judged, and what it takes to ship.
 
-Our words for our things; `lora:` and `trainer:` go verbatim to `peft.LoraConfig` and `trl.SFTConfig` after their names
-and types are checked. Nothing a recipe says is ignored: an unknown key, a wrong type, a key that the toolkit sets
-itself are all refused, all at once, each with file, line and what to do.
+Our words for our things; `lora:` and `trainer:` go verbatim to `peft.LoraConfig` and to `trl.SFTConfig` or
+`trl.DPOConfig` after their names and types are checked. Nothing a recipe says is ignored: an unknown key, a wrong type,
+a key that the toolkit sets itself are all refused, all at once, each with file, line and what to do.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from tunesmith import upstream
+from tunesmith import preferences, upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.sections import (
@@ -103,6 +103,9 @@ RANGES: dict[tuple[str, str], tuple[float, float, bool]] = {
     ("trainer", "num_train_epochs"): (0, 1000, True),
     ("trainer", "per_device_train_batch_size"): (1, 65536, False),
     ("trainer", "gradient_accumulation_steps"): (1, 65536, False),
+    ("trainer", "beta"): (0, 100, True),
+    ("trainer", "label_smoothing"): (0, 0.49, False),
+    ("trainer", "ld_alpha"): (0, 1, False),
 }
 
 
@@ -125,7 +128,10 @@ class Recipe(Section):
     lora: dict[str, Any]
     """Verbatim keys of peft.LoraConfig."""
     trainer: dict[str, Any]
-    """Verbatim keys of trl.SFTConfig. Batch size times accumulation is kept; how it is cut is the profile's choice."""
+    """`kind`: `sft` (the default) or `dpo`; verbatim keys of trl.SFTConfig, or of trl.DPOConfig. Batch size times
+    accumulation is kept; how it is cut is the profile's choice."""
+    after: Annotated[str, Field(min_length=1)] | None = None
+    """Whose adapter `trainer.kind: dpo` begins from: a recipe beside this one, or a run (`runs/<id>`)."""
     hardware: HardwareSection = HardwareSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     arms: ArmsSection
@@ -138,6 +144,16 @@ class Recipe(Section):
         if not value:
             raise ValueError("must state its keys; upstream's defaults are not fit for LoRA")
         return value
+
+    @property
+    def kind(self) -> str:
+        """What training does: imitate completions (`sft`), or prefer them to rejected answers (`dpo`)."""
+        return preferences.kind_of({"trainer": self.trainer})
+
+    @property
+    def trainer_keys(self) -> dict[str, Any]:
+        """The keys of `trainer:` that are upstream's."""
+        return {key: value for key, value in self.trainer.items() if key != "kind"}
 
     def as_dict(self) -> dict[str, Any]:
         """Every value, defaults included, in the recipe's own words."""
@@ -227,6 +243,8 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         source.set(dotted, value, SET)
 
     problems = _upstream_problems(source, label)
+    for keys, problem in preferences.problems(source.values):
+        problems.append(f"{source.place(keys, label)}: {'.'.join(keys)}: {problem}")
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(source.values)
@@ -267,23 +285,36 @@ def _read_with_parent(path: Path, label: str) -> YamlSource:
 def _upstream_problems(source: YamlSource, label: str) -> list[str]:
     """Check `lora:` and `trainer:` against the installed classes: names, types, reserved keys, ranges, required."""
     problems = []
+    kind = preferences.kind_of(source.values)
     for section, reserved in RESERVED.items():
         values = source.values.get(section)
         if not isinstance(values, dict):
             continue
-        known = upstream.fields(section)
+        known = upstream.fields(preferences.SECTIONS[kind] if section == "trainer" else section)
+        if section == "trainer" and kind == "dpo":
+            reserved = reserved | preferences.RESERVED
         for key, value in values.items():
+            if (section, key) == ("trainer", "kind"):
+                continue
             where = f"{source.place((section, key), label)}: {section}.{key}"
             if key in reserved:
                 problems.append(f"{where}: set by the toolkit; {reserved[key]}")
             elif key not in known:
-                problems.append(f"{where}: unknown key{_did_you_mean(key, set(known) - set(reserved))}")
+                other = _other_kind(kind, key) if section == "trainer" else ""
+                ours = {"kind"} if section == "trainer" else set()
+                problems.append(f"{where}: unknown key{other}{_did_you_mean(key, (set(known) | ours) - set(reserved))}")
             elif problem := known[key].problem(value) or _range_problem(section, key, value):
                 problems.append(f"{where}: {problem}")
         for key in MUST_STATE[section]:
             if key not in values:
                 problems.append(f"{source.place((section,), label)}: {section}.{key}: missing; a recipe states it")
     return problems
+
+
+def _other_kind(kind: str, key: str) -> str:
+    """Which other kind of training knows a key, as a part of a message."""
+    others = [k for k, section in preferences.SECTIONS.items() if k != kind and key in upstream.fields(section)]
+    return f" under `kind: {kind}`, only {preferences.CLASSES[others[0]]} has it" if others else ""
 
 
 def _range_problem(section: str, key: str, value: Any) -> str | None:
@@ -323,15 +354,17 @@ def _did_you_mean(key: str, known: set[str]) -> str:
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe file, with the keys of the installed `peft.LoraConfig` and `trl.SFTConfig`."""
+    """JSON Schema of a recipe file, with the keys of the installed `peft.LoraConfig` and trl's configs."""
     schema = Recipe.model_json_schema(by_alias=True)
+    both = {**upstream.fields("dpo"), **upstream.fields("trainer")}
+    kinds = {"kind": {"enum": list(preferences.CLASSES)}}
     schema["properties"]["extends"] = {"type": "string", "description": "Name of one parent recipe beside this one."}
     for section, reserved in RESERVED.items():
         keys = {
             name: {"description": field.annotation}
-            for name, field in upstream.fields(section).items()
+            for name, field in (both if section == "trainer" else upstream.fields(section)).items()
             if name not in reserved
-        }
+        } | (kinds if section == "trainer" else {})
         description = schema["properties"][section].get("description", "")
         schema["properties"][section] = {
             "type": "object",

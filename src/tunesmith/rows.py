@@ -1,8 +1,9 @@
 """The one row form and the split files that hold it.
 
 A row is one line of JSON Lines: `id`, `group` (what must never straddle two splits), `messages` (the prompt),
-`completion` (the assistant message that is the reference), and optionally `tools`, `trained` and `meta`. Tool schemas
-and arguments keep their exact JSON: what was not in the line is not in the row.
+`completion` (the assistant message that is the reference), and optionally `rejected` (a worse answer to the prompt),
+`tools`, `trained` and `meta`. Tool schemas and arguments keep their exact JSON: what was not in the line is not in the
+row.
 """
 
 import json
@@ -45,6 +46,8 @@ class Row(BaseModel):
     group: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
     completion: Message
+    rejected: Message | None = None
+    """An answer to which the completion is preferred; preference tuning learns the difference."""
     tools: list[dict[str, Any]] | None = None
     trained: list[int] | None = None
     """Of a whole conversation: which messages, by index, are assistant turns that training learns as well."""
@@ -55,6 +58,20 @@ class Row(BaseModel):
     def _completion_is_the_assistants(cls, value: Message) -> Message:
         if value.role != "assistant":
             raise ValueError(f"role is {value.role!r}; the completion is the assistant's message")
+        return value
+
+    @field_validator("rejected", mode="before")
+    @classmethod
+    def _rejected_is_an_answer(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("must be the assistant's message; a row without one leaves the key out")
+        return value
+
+    @field_validator("rejected")
+    @classmethod
+    def _rejected_is_the_assistants(cls, value: Message) -> Message:
+        if value.role != "assistant":
+            raise ValueError(f"role is {value.role!r}; the rejected answer is the assistant's message")
         return value
 
     @model_validator(mode="after")
@@ -73,11 +90,28 @@ class Row(BaseModel):
                     "messages": self.messages[:index],
                     "completion": self.messages[index],
                     "trained": None,
+                    "rejected": None,
                 }
             )
             for index in self.trained or ()
         ]
         return [*earlier, self.model_copy(update={"trained": None}) if self.trained else self]
+
+    def answers(self) -> list[Message]:
+        """The completion, and the answer that it is preferred to where the row holds one."""
+        return [self.completion] if self.rejected is None else [self.completion, self.rejected]
+
+    def with_rejected(self) -> "Row | None":
+        """The row as it would be with the rejected answer for its completion; none where it holds none."""
+        if self.rejected is None:
+            return None
+        return self.model_copy(update={"completion": self.rejected, "rejected": None})
+
+    @property
+    def prefers_nothing(self) -> bool:
+        """Whether the rejected answer says what the completion says."""
+        said = [(message.content or "", message.tool_calls) for message in self.answers()]
+        return len(said) == 2 and said[0] == said[1]
 
     @property
     def reference(self) -> str:
@@ -127,7 +161,9 @@ def read_rows(path: Path) -> list[Row]:
             first_line.setdefault(row.id, number)
             rows.append(row)
     if problems:
-        raise UserError(problems, hint="a row is {id, group, messages, completion, tools?, meta?}; fix the lines named")
+        raise UserError(
+            problems, hint="a row is {id, group, messages, completion, rejected?, tools?, meta?}; fix the lines named"
+        )
     if not rows:
         raise UserError(f"{path}: holds no rows")
     return rows

@@ -16,6 +16,9 @@ from tunesmith.prompt import Rendered, Renderer
 from tunesmith.rows import Dataset, Split
 from tunesmith.runs import versions
 
+Pair = tuple[Rendered, Rendered | None]
+"""A row with its completion, and with its rejected answer if it has one."""
+
 
 def key_of(renderer: Renderer, dataset: Dataset, split: Split) -> str:
     """Hash of rows, tokenizer, template, how rows are rendered, and the versions that do it."""
@@ -59,6 +62,20 @@ def rendered_rows(renderer: Renderer, dataset: Dataset, split: Split, path: Path
     """A split's rows as token ids: read from `path` if they lie there, else rendered."""
     found = read_tokens(path, key_of(renderer, dataset, split))
     return found if found is not None else _rendered(renderer, dataset, split)
+
+
+def rendered_pairs(renderer: Renderer, dataset: Dataset, split: Split, directory: Path) -> list[Pair]:
+    """A split's rows as token ids with their rejected answers; read from `directory` if they lie there."""
+    better = rendered_rows(renderer, dataset, split, directory / f"{split}.safetensors")
+    turns = [turn.with_rejected() for row in dataset.rows(split) for turn in row.turns()]
+    found = read_tokens(directory / rejected_file(split), key_of(renderer, dataset, split))
+    worse = iter(found if found is not None else [renderer.render(turn) for turn in turns if turn])
+    return [(row, next(worse) if turn else None) for row, turn in zip(better, turns, strict=True)]
+
+
+def rejected_file(split: Split) -> str:
+    """The file of a split's rejected answers, in the order of the rows that have one."""
+    return f"{split}-rejected.safetensors"
 
 
 def _rendered(renderer: Renderer, dataset: Dataset, split: Split) -> list[Rendered]:

@@ -1,7 +1,8 @@
 """Names and types of upstream's configuration classes, read from their source without importing them.
 
-`lora:` and `trainer:` go verbatim to `peft.LoraConfig` and `trl.SFTConfig`, so their keys are checked against whatever
-versions are installed. Importing those packages costs seconds and torch; their dataclass fields stand in the source.
+`lora:` goes verbatim to `peft.LoraConfig`, `trainer:` to `trl.SFTConfig` or `trl.DPOConfig`, so their keys are checked
+against whatever versions are installed. Importing those packages costs seconds and torch; their dataclass fields stand
+in the source.
 """
 
 import ast
@@ -21,6 +22,11 @@ CLASSES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "trainer": [
         ("trl", "trainer/sft_config.py", "SFTConfig"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("transformers", "training_args.py", "TrainingArguments"),
+    ],
+    "dpo": [
+        ("trl", "trainer/dpo_config.py", "DPOConfig"),
         ("trl", "trainer/base_config.py", "_BaseConfig"),
         ("transformers", "training_args.py", "TrainingArguments"),
     ],
@@ -57,7 +63,7 @@ class Field:
 
 @cache
 def fields(section: str) -> dict[str, Field]:
-    """All fields of the class behind `lora:` or `trainer:`, by name."""
+    """All fields of the class behind `lora:` or `trainer:`, by name; that of `trainer:` under kind `dpo` is `dpo`."""
     found: dict[str, Field] = {}
     for package, file, class_name in CLASSES[section]:
         for name, annotation in _annotations(package, file, class_name):

@@ -465,16 +465,10 @@ def test_a_stated_form_says_which_keys_are_missing():
     assert refused({"prompt": "a"}, "alpaca") == ["is no alpaca: has no instruction, output"]
 
 
-def test_a_preference_is_refused_with_its_reason():
-    assert refused({"prompt": "a", "chosen": "b", "rejected": "c"}) == [
-        "holds a chosen and a rejected answer: a preference, which is no row to imitate"
-    ]
-
-
 def test_keys_of_no_form_are_told_with_the_forms_there_are():
     assert refused({"text": "a", "label": "b"}) == [
         "no known form has the keys label, text; name the source's `columns`, or bring one of "
-        "rows, messages, prompt_completion, alpaca, sharegpt"
+        "rows, messages, prompt_completion, preference, alpaca, sharegpt"
     ]
 
 

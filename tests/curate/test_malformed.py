@@ -234,7 +234,7 @@ BAD_PAIRS = {
     "a line end in a key": (line({"pro\nmpt": "a"}), "no known form has the keys pro mpt"),
     "no completion": (line({"prompt": "a"}), "no known form has the keys prompt"),
     "one level too many": (line({"data": pair("a", "b")}), "no known form has the keys data"),
-    "a preference": (line({"prompt": "a", "chosen": "b", "rejected": "c"}), "holds a chosen and a rejected"),
+    "a preference": (line({"prompt": "a", "chosen": "b", "rejected": "c"}), "is preference; the file began with"),
     "two forms": (line(pair("a", "b") | {"conversations": []}), "fits prompt_completion and sharegpt"),
     "alpaca among pairs": (line({"instruction": "a", "output": "b"}), "is alpaca; the file began with"),
     "messages among pairs": (GOOD_TALK[0], "is messages; the file began with prompt_completion"),

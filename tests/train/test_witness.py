@@ -125,7 +125,7 @@ def test_a_step_that_upstream_counts_otherwise_stops(
 
 
 def test_dev_rows_that_gain_nothing_are_told_but_do_not_stop(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = AdapterTrainer.row_losses
+    real = AdapterTrainer.losses
     calls: list[int] = []
 
     def unmoved(self: AdapterTrainer, rows: Any) -> list[float]:
@@ -133,7 +133,7 @@ def test_dev_rows_that_gain_nothing_are_told_but_do_not_stop(project: Path, monk
         # Before: train, dev; after: train, dev.
         return [1.0] * len(rows) if len(calls) in {2, 4} else real(self, rows)
 
-    monkeypatch.setattr(AdapterTrainer, "row_losses", unmoved)
+    monkeypatch.setattr(AdapterTrainer, "losses", unmoved)
     line = trained()
     found = {one["name"]: one["status"] for one in read_json(line.run.path("train-check.json"))["checks"]}
     assert found["dev loss falls"] == "WARN"

@@ -93,7 +93,7 @@ def control_tokens(renderer: Renderer) -> Check:
     words = renderer.control_tokens()
 
     def check(rows: Sequence[Checked]) -> list[str]:
-        texts = ((c.row.id, m.content or "") for c in rows for m in (*c.row.messages, c.row.completion))
+        texts = ((c.row.id, m.content or "") for c in rows for m in (*c.row.messages, *c.row.answers()))
         return sorted({row_id for row_id, text in texts if any(word in text for word in words)})
 
     return check

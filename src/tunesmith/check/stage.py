@@ -8,17 +8,19 @@ from statistics import mean
 from typing import Any
 
 from tunesmith.bases import Base
+from tunesmith.beginning import Beginning
 from tunesmith.check import checks
 from tunesmith.check.checks import Checked
 from tunesmith.check.modules import adapted_modules
 from tunesmith.errors import UserError
 from tunesmith.files import write_json
 from tunesmith.findings import Finding, seen
+from tunesmith.progress import say
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import RESERVED, LoadedRecipe, Recipe
 from tunesmith.rows import Dataset, Row, Split
 from tunesmith.schema import read_schema
-from tunesmith.tokens import key_of, write_tokens
+from tunesmith.tokens import key_of, rejected_file, write_tokens
 from tunesmith.yaml_source import leaves
 
 SHOWN_IDS = 5
@@ -201,7 +203,45 @@ def about_rows(name: str, fault: int | None, says: str, failed: list[str], of: i
     return Finding(name, "FAIL" if failed else "PASS", says, failed, faults, evidence, remedy)
 
 
-def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None:
+def examine_rejected(trained: Rendering, worse: Rendering, renderer: Renderer, max_tokens: int) -> list[Finding]:
+    """What preference tuning needs beside: of each row another answer to the same prompt, as sound as the first."""
+    chosen = {one.row.id: one for one in trained.checked}
+    rejected = {one.row.id: one for one in worse.checked}
+    alone = [row for row in chosen if row not in rejected and row not in worse.refused]
+    both = [(chosen[row], one) for row, one in rejected.items() if row in chosen]
+    rows = worse.checked
+    reason = next(iter(worse.refused.values()), "the template writes each rejected answer")
+    table: list[tuple[str, str, list[str]]] = [
+        ("pairs", "each row has a rejected answer; a row of several turns has none for its earlier ones", alone),
+        (
+            "pairs differ",
+            "the rejected answer is another than the completion, in tokens too",
+            [a.row.id for a, b in both if a.rendered.completion_ids == b.rendered.completion_ids],
+        ),
+        (
+            "one prompt",
+            "both answers follow the same prompt",
+            [a.row.id for a, b in both if a.rendered.prompt_ids != b.rendered.prompt_ids],
+        ),
+        ("rejected template", reason, list(worse.refused)),
+        ("rejected loss tokens", "each rejected answer has tokens that carry loss", checks.no_loss(rows)),
+        (
+            "rejected is the answer",
+            "the loss tokens read as the rejected answer",
+            checks.loss_elsewhere(renderer)(rows),
+        ),
+        ("rejected end token", "the end-of-turn token carries loss there too", checks.no_end_token(renderer)(rows)),
+        (
+            "rejected length",
+            f"with it the row fits into data.max_tokens = {max_tokens}",
+            checks.too_long(max_tokens)(rows),
+        ),
+        ("rejected tools", "the template writes the calls of rejected answers", checks.unseen_tools(renderer)(rows)),
+    ]
+    return [about_rows(name, None, says, failed, len(chosen), FIXES) for name, says, failed in table]
+
+
+def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, beginning: Beginning | None = None) -> None:
     """Render all rows, check them and write `check.json`, whatever it finds; `refuse_failed` then stops the run.
 
     The token ids of train and dev are written to `tokens/`, for training.
@@ -221,12 +261,29 @@ def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path) -> None
     findings = examine(train, trained, held_rows, renderer, schema, recipe.data.max_tokens, near)
     findings += examine_held_out(held_out, all_held, schema, recipe)
     findings += examine_model(recipe, base, renderer, trained, train)
+    worse = {
+        split: render_each([other for row in rows for turn in row.turns() if (other := turn.with_rejected())], renderer)
+        for split, rows in (("train", train), ("dev", held_out["dev"]))
+    }
+    if beginning is not None:
+        findings += examine_rejected(trained, worse["train"], renderer, recipe.data.max_tokens)
+        known = checks.leaking(beginning.rows(), held_rows, near)
+        says = f"no held-out row, or one near it, stands in what {beginning.run.name} was trained on"
+        findings.append(about_rows("begun from", 22, says, known, len(held_rows), FIXES))
+    elif both := [row.id for row in train if row.rejected is not None]:
+        says = "what rows hold is learned from"
+        told = f"{_count(both)} hold a rejected answer, which kind: sft does not read"
+        findings.append(Finding("rejected", "WARN", says, both, (), told, "`trainer.kind: dpo` learns from them"))
+        say(f"  {_count(both)} hold a rejected answer, from which kind: sft does not learn")
     lengths = [len(one.input_ids) for one in trained.checked]
     splits: dict[Split, Rendering] = {"train": trained, "dev": held["dev"]}
     for split, rendering in splits.items():
         if not rendering.refused:
             rows = [one.rendered for one in rendering.checked]
             write_tokens(out / "tokens" / f"{split}.safetensors", rows, key_of(renderer, dataset, split))
+            if beginning is not None and not worse[split].refused:
+                answers = [one.rendered for one in worse[split].checked]
+                write_tokens(out / "tokens" / rejected_file(split), answers, key_of(renderer, dataset, split))
     write_json(
         out / "check.json",
         {

@@ -6,7 +6,7 @@ What looks at all rows at once (copies, contradictions) stands in `duplicates`.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -50,8 +50,8 @@ Step = Callable[[Row, Any, Context], Outcome]
 
 
 def texts(row: Row) -> list[str]:
-    """The text of every message of a row, the completion's last."""
-    return [m.content for m in (*row.messages, row.completion) if m.content is not None]
+    """The text of every message of a row, those of its answers last."""
+    return [m.content for m in (*row.messages, *row.answers()) if m.content is not None]
 
 
 def with_texts(row: Row, new: Iterable[str]) -> Row:
@@ -61,8 +61,14 @@ def with_texts(row: Row, new: Iterable[str]) -> Row:
     def changed(message: Message) -> Message:
         return message if message.content is None else message.model_copy(update={"content": next(rest)})
 
-    messages = [changed(m) for m in row.messages]
-    return row.model_copy(update={"messages": messages, "completion": changed(row.completion)})
+    return _with_messages(row, [changed(m) for m in (*row.messages, *row.answers())])
+
+
+def _with_messages(row: Row, new: Sequence[Message]) -> Row:
+    """The row with other messages; those of its answers stand last."""
+    count = len(row.messages)
+    names = ("completion", "rejected")[: len(row.answers())]
+    return row.model_copy(update={"messages": list(new[:count])} | dict(zip(names, new[count:], strict=True)))
 
 
 def all_texts(row: Row) -> list[str]:
@@ -73,17 +79,16 @@ def all_texts(row: Row) -> list[str]:
 def with_all_texts(row: Row, new: Iterable[str]) -> Row:
     """The row with other texts, in the order of `all_texts`."""
     rest = iter(new)
-    *messages, completion, meta = (_changed(part, rest) for part in _parts(row))
-    old = [*row.messages, row.completion]
-    told = [m.model_copy(update=part) for m, part in zip(old, [*messages, completion], strict=True)]
-    return row.model_copy(
-        update={"messages": told[:-1], "completion": told[-1]} | ({"meta": meta} if row.meta is not None else {})
-    )
+    *messages, meta = (_changed(part, rest) for part in _parts(row))
+    old = [*row.messages, *row.answers()]
+    told = [m.model_copy(update=part) for m, part in zip(old, messages, strict=True)]
+    changed = _with_messages(row, told)
+    return changed.model_copy(update={"meta": meta}) if row.meta is not None else changed
 
 
 def _parts(row: Row) -> list[Any]:
-    """What of each message, the completion and the meta may hold text of persons."""
-    said = [{key: getattr(m, key) for key in ("content", "tool_calls")} for m in (*row.messages, row.completion)]
+    """What of each message, the answers and the meta may hold text of persons."""
+    said = [{key: getattr(m, key) for key in ("content", "tool_calls")} for m in (*row.messages, *row.answers())]
     return [*({key: value for key, value in part.items() if value is not None} for part in said), row.meta]
 
 
@@ -152,9 +157,10 @@ def find_private(row: Row, told: None, context: Context) -> Outcome:
 
 
 def empty(row: Row, told: None, context: Context) -> Outcome:
-    """A prompt or a completion that holds no letter and no digit."""
-    if not row.completion.tool_calls and not re.search(r"\w", row.reference):
-        return Drop("the completion is empty")
+    """A prompt or an answer that holds no letter and no digit."""
+    for name, answer in zip(("completion", "rejected answer"), row.answers(), strict=False):
+        if not answer.tool_calls and not re.search(r"\w", answer.content or ""):
+            return Drop(f"the {name} is empty")
     return row if re.search(r"\w", row.prompt_text) else Drop("the prompt is empty")
 
 
@@ -231,10 +237,11 @@ def _language_identifier() -> Any:
 
 
 def length(row: Row, told: None, context: Context) -> Outcome:
-    """A row of more tokens than `data.max_tokens` under the base's own template."""
+    """A row of more tokens than `data.max_tokens` under the base's own template, with either answer."""
     assert context.renderer is not None
+    either = [row, *filter(None, [row.with_rejected()])]
     try:
-        tokens = len(context.renderer.render(row).input_ids)
+        tokens = max(len(context.renderer.render(one).input_ids) for one in either)
     except UserError as error:
         return Drop("the base's template refuses it", error.text)
     return Drop("longer than data.max_tokens", f"{tokens} tokens") if tokens > context.max_tokens else row
@@ -301,6 +308,8 @@ STEPS: dict[str, Step] = {
     "copying": copying,
 }
 
+PREFERS_NOTHING = "the rejected answer is the completion"
+
 NEED_THE_TOKENIZER = {"control_tokens", "length"}
 
 
@@ -322,6 +331,8 @@ def clean(row: Row, context: Context) -> Cleaned:
         Malformed: a step refuses it.
     """
     changes: list[tuple[str, Row, Row]] = []
+    if row.prefers_nothing:
+        return Cleaned(None, (), "read", Drop(PREFERS_NOTHING))
     for step in context.curate.steps:
         if step.name not in STEPS:
             continue
@@ -331,4 +342,6 @@ def clean(row: Row, context: Context) -> Cleaned:
         if outcome is not row and outcome != row:
             changes.append((step.name, row, outcome))
             row = outcome
+            if row.prefers_nothing:
+                return Cleaned(None, tuple(changes), step.name, Drop(PREFERS_NOTHING))
     return Cleaned(row, tuple(changes))

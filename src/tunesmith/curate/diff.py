@@ -28,7 +28,7 @@ class Difference:
     moved: list[tuple[str, str, str]] = field(default_factory=list)
     """(id, old split, new split)."""
     changed: list[tuple[str, str]] = field(default_factory=list)
-    """(id, what of it: prompt, completion, group)."""
+    """(id, what of it: prompt, completion, rejected, group)."""
     shares: list[tuple[str, float, float]] = field(default_factory=list)
     """(source, its share of the old training rows, of the new)."""
     alarms: list[Alarm] = field(default_factory=list)
@@ -64,6 +64,7 @@ def compare(old: Path, new: Path) -> Difference:
             parts = (
                 ("prompt", earlier.messages != row.messages or earlier.tools != row.tools),
                 ("completion", earlier.completion != row.completion),
+                ("rejected", earlier.rejected != row.rejected),
                 ("group", earlier.group != row.group),
             )
             if what := ", ".join(name for name, differs in parts if differs):

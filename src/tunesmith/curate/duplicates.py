@@ -29,6 +29,7 @@ class Duplicates:
 
 COPY, NORMALISED, NEAR = "an exact copy", "a copy but for case, spaces or punctuation", "a near-duplicate"
 CONTRADICTION = "the same prompt with another completion"
+REVERSAL = "the same two answers, preferred the other way round"
 
 
 def find(pile: Pile, curate: CurateSection, old: NDArray[np.bool_]) -> Duplicates:
@@ -41,11 +42,12 @@ def find(pile: Pile, curate: CurateSection, old: NDArray[np.bool_]) -> Duplicate
     everything = np.arange(len(pile))
     found = Duplicates(everything)
     _one_of_each(found, [columns["exact"]], columns["whole"], old, COPY)
-    _one_of_each(found, [columns["asked"], columns["answer"]], columns["whole"], old, NORMALISED)
+    _one_of_each(found, [columns["asked"], columns["answer"], columns["worse"]], columns["whole"], old, NORMALISED)
     for step in curate.steps:
         if step.name == "contradictions":
             before = len(found.dropped)
-            _contradictions(found, columns["asked"], columns["answer"])
+            _contradictions(found, columns["asked"], columns["answer"], columns["worse"])
+            _reversals(found, columns["asked"], columns["answer"], columns["worse"])
             if step.told == "refuse" and len(found.dropped) > before:
                 _refuse_contradictions(pile, found.dropped[before:])
     pairs = np.zeros((0, 2), dtype=np.int64)
@@ -95,9 +97,13 @@ def _one_of_each_cluster(found: Duplicates, labels: Numbers, rank: Numbers, old:
     found.near, found.similarity = found.near[alive], found.similarity[alive]
 
 
-def _contradictions(found: Duplicates, asked: Numbers, answer: Numbers) -> None:
-    """Leave out every row whose prompt stands with two completions: nothing says which is right."""
-    kept = found.kept
+def _contradictions(found: Duplicates, asked: Numbers, answer: Numbers, worse: Numbers) -> None:
+    """Leave out every row whose prompt stands with two completions: nothing says which is right.
+
+    Where one answer is preferred to another both may be good: many pairs may stand with one prompt.
+    """
+    preferring = found.kept[worse[found.kept] != 0]
+    kept = found.kept[worse[found.kept] == 0]
     order = kept[np.lexsort([answer[kept], asked[kept]])]
     # Equal answers are copies and gone already: whoever asks the same answers otherwise.
     same = asked[order[1:]] == asked[order[:-1]]
@@ -109,13 +115,27 @@ def _contradictions(found: Duplicates, asked: Numbers, answer: Numbers) -> None:
     found.dropped += [
         (int(row), int(against), CONTRADICTION) for row, against in zip(order[disputed], other[disputed], strict=True)
     ]
-    found.kept = np.sort(order[~disputed])
+    found.kept = np.sort(np.concatenate([order[~disputed], preferring]))
+
+
+def _reversals(found: Duplicates, asked: Numbers, answer: Numbers, worse: Numbers) -> None:
+    """Leave out both rows of which one prefers what the other rejects to what it prefers."""
+    preferring = found.kept[worse[found.kept] != 0].tolist()
+    rows = {(int(asked[row]), int(answer[row]), int(worse[row])): row for row in preferring}
+    disputed = {
+        row: against
+        for (prompt, better, other), row in rows.items()
+        if (against := rows.get((prompt, other, better))) is not None and against != row
+    }
+    found.dropped += [(row, against, REVERSAL) for row, against in sorted(disputed.items())]
+    found.kept = np.setdiff1d(found.kept, np.array(sorted(disputed), dtype=np.int64))
 
 
 def _refuse_contradictions(pile: Pile, dropped: list[tuple[int, int, str]]) -> None:
     problems = [
-        f"{pile.place(row)}: asks what {pile.place(against)} asks, with another completion"
-        for row, against, _ in sorted(dropped)
+        f"{pile.place(row)}: asks what {pile.place(against)} asks, with "
+        + ("the two answers preferred the other way round" if reason == REVERSAL else "another completion")
+        for row, against, reason in sorted(dropped)
     ]
     raise UserError(
         problems, hint="nothing was written; keep the right one of each, or tell the step `contradictions: drop`"

@@ -2,8 +2,8 @@
 
 In: one JSON object as a source holds it, and what the recipe says of the source. Out: rows, or a `ValueError` that
 says all that is wrong with it. What a form does not know goes into `meta`; nothing is dropped, and what was not there
-is not filled in. The forms: our own rows; `messages` as OpenAI's fine-tuning takes them; prompt and completion; alpaca;
-sharegpt; and named columns.
+is not filled in. The forms: our own rows; `messages` as OpenAI's fine-tuning takes them; prompt and completion; a
+preference, with a chosen and a rejected answer; alpaca; sharegpt; and named columns.
 """
 
 import hashlib
@@ -42,6 +42,8 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     untrained: set[int] = field(default_factory=set)
+    rejected: dict[str, Any] | None = None
+    """The answer that the last message is preferred to."""
 
 
 # The keys by which a form is known. A line that fits two is ambiguous, unless one holds all keys of the other.
@@ -49,6 +51,7 @@ MARKS: dict[Format, frozenset[str]] = {
     "rows": frozenset({"messages", "completion"}),
     "messages": frozenset({"messages"}),
     "prompt_completion": frozenset({"prompt", "completion"}),
+    "preference": frozenset({"chosen", "rejected"}),
     "alpaca": frozenset({"instruction", "output"}),
     "sharegpt": frozenset({"conversations"}),
     "documents": frozenset({"prompt", "completion"}),
@@ -71,8 +74,6 @@ def detect(value: Any, columns: Mapping[Column, str]) -> Format:
     if len(fits) > 1:
         raise Malformed(f"fits {' and '.join(fits)}; state the source's `format`")
     if not fits:
-        if {"chosen", "rejected"} <= value.keys():
-            raise Malformed("holds a chosen and a rejected answer: a preference, which is no row to imitate")
         keys = ", ".join(sorted(value)[:8]) or "none"
         raise Malformed(
             f"no known form has the keys {keys}; name the source's `columns`, or bring one of {', '.join(DETECTED)}"
@@ -126,9 +127,15 @@ def _own(value: dict[str, Any], system: str | None) -> Row:
     except ValidationError as error:
         raise Malformed(*(f"{at(e['loc'])}{lower(e['msg'])}" for e in error.errors())) from None
     problems = out_of_turn([*row.messages, row.completion])
+    if row.rejected is not None and not problems:
+        problems = _of_rejected(out_of_turn([*row.messages, row.rejected]))
     if problems:
         raise Malformed(*problems)
     return row
+
+
+def _of_rejected(problems: list[str]) -> list[str]:
+    return [f"with the rejected answer: {problem}" for problem in problems]
 
 
 def _messages(value: dict[str, Any]) -> Conversation:
@@ -138,6 +145,8 @@ def _messages(value: dict[str, Any]) -> Conversation:
 
 
 def _prompt_completion(value: dict[str, Any]) -> Conversation:
+    if isinstance(value.get("rejected"), str | list | dict):
+        return _preference({"chosen": value.pop("completion")} | value)
     prompt, completion = value.pop("prompt"), value.pop("completion")
     before, untrained = _as_messages(prompt, "prompt") if isinstance(prompt, list) else ([_user(prompt)], set())
     if isinstance(completion, list):
@@ -149,6 +158,32 @@ def _prompt_completion(value: dict[str, Any]) -> Conversation:
     untrained |= {index for index, message in enumerate(before) if message.get("role") == "assistant"}
     tools = _tools(value.pop("tools", None))
     return Conversation([*before, *after], *_named(value), tools, value, untrained)
+
+
+def _preference(value: dict[str, Any]) -> Conversation:
+    """A prompt with two answers; or two conversations that are the same but for the answer they end with."""
+    prompt, both = value.pop("prompt", None), [(key, value.pop(key)) for key in ("chosen", "rejected")]
+    before: list[dict[str, Any]] = []
+    if prompt is not None:
+        before = _as_messages(prompt, "prompt")[0] if isinstance(prompt, list) else [_user(prompt)]
+    ends = []
+    for key, answer in both:
+        if isinstance(answer, list):
+            said = _as_messages(answer, key)[0]
+        elif isinstance(answer, dict):
+            said = _as_messages([answer], key)[0]
+        elif prompt is None:
+            raise Malformed(f"{key}: must be a list of messages where there is no prompt beside it, not {kind(answer)}")
+        else:
+            said = [{"role": "assistant", "content": answer}]
+        # Many data sets hold the prompt beside the answers and in them.
+        ends.append(said if before and said[: len(before)] == before else [*before, *said])
+    (*asked, chosen), (*asked_too, rejected) = (end or [{}] for end in ends)
+    if asked != asked_too:
+        raise Malformed("chosen and rejected part before their last message; they are two answers to one prompt")
+    untrained = {index for index, message in enumerate(asked) if message.get("role") == "assistant"}
+    tools = _tools(value.pop("tools", None))
+    return Conversation([*asked, chosen], *_named(value), tools, value, untrained, rejected)
 
 
 def _alpaca(value: dict[str, Any]) -> Conversation:
@@ -216,18 +251,22 @@ def _columns(value: dict[str, Any], columns: Mapping[Column, str]) -> Conversati
         raise Malformed(f"has no column {', '.join(map(repr, wanted))}; there are: {', '.join(value) or 'none'}")
     taken: dict[str, Any] = {ours: value[column] for ours, column in named.items()}
     meta = {key: item for key, item in value.items() if key not in named.values()}
-    completion = taken["completion"]
-    if isinstance(completion, dict | list):
-        completion = json.dumps(completion, ensure_ascii=False, separators=(",", ":"))
     messages = _system(taken.get("system"))
-    messages += [_user(taken["prompt"]), {"role": "assistant", "content": completion}]
-    return Conversation(messages, *_named(taken), None, meta)
+    messages += [_user(taken["prompt"]), {"role": "assistant", "content": _as_text(taken["completion"])}]
+    rejected = {"role": "assistant", "content": _as_text(taken["rejected"])} if "rejected" in taken else None
+    return Conversation(messages, *_named(taken), None, meta, rejected=rejected)
+
+
+def _as_text(value: Any) -> Any:
+    """What a column holds as a completion: an object or a list as its JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) if isinstance(value, dict | list) else value
 
 
 READERS: dict[Format, Callable[[dict[str, Any]], Conversation]] = {
     "messages": _messages,
     "prompt_completion": _prompt_completion,
     "documents": _prompt_completion,
+    "preference": _preference,
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
 }
@@ -324,6 +363,8 @@ def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
     if not problems and messages[-1].role != "assistant":
         problems = [f"ends with the {messages[-1].role}: there is no completion to learn"]
     trained = [i for i, m in enumerate(messages) if m.role == "assistant" and i not in conversation.untrained]
+    rejected, more = _rejected(conversation, messages) if not problems else (None, [])
+    problems = problems + more
     if not problems and not trained:
         problems = ["every turn of the assistant has weight 0: there is nothing to learn"]
     if problems:
@@ -343,6 +384,7 @@ def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
                 "messages": [m.as_dict() for m in messages[:end]],
                 "completion": messages[end].as_dict(),
             }
+            | ({"rejected": rejected.as_dict()} if rejected and end == len(messages) - 1 else {})
             | ({"tools": conversation.tools} if conversation.tools else {})
             | ({"trained": trained[:-1]} if turns == "whole" and len(trained) > 1 else {})
             | ({"meta": meta} if meta else {})
@@ -351,7 +393,22 @@ def _rows(conversation: Conversation, turns: Turns) -> list[Row]:
     ]
 
 
+def _rejected(conversation: Conversation, messages: list[Message]) -> tuple[Message | None, list[str]]:
+    """The rejected answer, and what is wrong with it in the place of the last message."""
+    if conversation.rejected is None:
+        return None, []
+    try:
+        rejected = Message.model_validate(conversation.rejected)
+    except ValidationError as error:
+        return None, [f"rejected: {at(e['loc'])}{lower(e['msg'])}" for e in error.errors()]
+    problems = out_of_turn([*messages[:-1], rejected])
+    if not problems and rejected.role != "assistant":
+        problems = [f"it is the {rejected.role}'s"]
+    return rejected, _of_rejected(problems)
+
+
 def content_id(conversation: Conversation) -> str:
     """An id for what has none: the hash of what it says, so that it does not depend on where it stands."""
-    said = json.dumps([conversation.messages, conversation.tools], sort_keys=True, ensure_ascii=False)
+    worse = [] if conversation.rejected is None else [conversation.rejected]
+    said = json.dumps([conversation.messages, conversation.tools, *worse], sort_keys=True, ensure_ascii=False)
     return "h-" + hashlib.sha256(said.encode()).hexdigest()[:16]

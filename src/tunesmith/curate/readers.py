@@ -132,7 +132,7 @@ def _unfilled(value: dict[str, Any], named: Collection[str]) -> tuple[Any, str |
     for key in named:
         if any(isinstance(part, dict) for part in (value.get(key), *_listed(value.get(key)))):
             return None, f"{key}: Parquet fills nested objects with nulls; hold them as JSON text"
-    for key in ("messages", "conversations", "prompt", "completion"):
+    for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
         turns = value.get(key)
         if not isinstance(turns, list):
             continue

@@ -31,7 +31,21 @@ from tunesmith.text import duplicate_key, same_key, shingle_form
 TRANSFORM = 2
 """Raised whenever the same source and recipe would give other rows; stands in every row."""
 
-COLUMNS = ("id", "whole", "exact", "asked", "answer", "prompt", "group", "point", "stratum", "day", "line", "file")
+COLUMNS = (
+    "id",
+    "whole",
+    "exact",
+    "asked",
+    "answer",
+    "worse",
+    "prompt",
+    "group",
+    "point",
+    "stratum",
+    "day",
+    "line",
+    "file",
+)
 """What is kept of each row beside its text, 8 bytes each: hashes, and where it stood."""
 
 NO_DAY = np.iinfo(np.int64).min
@@ -214,17 +228,24 @@ def _private(row: Row, context: Context) -> bool:
 def keys(row: Row) -> dict[str, int]:
     """Hashes by which rows are told to be the same: as they are, but for form, by what is asked, by id and group."""
     asked = [m.as_dict() for m in row.messages]
-    exact = _json([asked, row.completion.as_dict(), row.tools, row.trained])
+    # Of a row without a rejected answer the keys are what they were before there were any.
+    worse = [] if row.rejected is None else [row.rejected.as_dict()]
+    exact = _json([asked, row.completion.as_dict(), row.tools, row.trained, *worse])
     said = [[m.role, same_key(m.content or ""), _calls(m)] for m in row.messages]
     return {
         "id": hash64(row.id),
         "whole": hash64(_json(row.as_dict())),
         "exact": hash64(exact),
         "asked": hash64(_json([said, row.tools])),
-        "answer": hash64(_json([same_key(row.reference), _calls(row.completion), row.trained])),
+        "answer": _answer_key(row.completion, row),
+        "worse": 0 if row.rejected is None else _answer_key(row.rejected, row),
         "prompt": hash64(prompt_key(row.prompt_text)),
         "group": hash64(row.group),
     }
+
+
+def _answer_key(answer: Message, row: Row) -> int:
+    return hash64(_json([same_key(answer.content or ""), _calls(answer), row.trained]))
 
 
 def _calls(message: Message) -> list[Any]:

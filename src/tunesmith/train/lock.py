@@ -6,9 +6,10 @@ from typing import Any
 
 from peft import LoraConfig
 from ruamel.yaml import YAML
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from tunesmith.bases import Base
+from tunesmith.beginning import Beginning
 from tunesmith.hardware import Profile
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.runs import versions
@@ -18,7 +19,13 @@ MACHINE_KEYS = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_h
 
 
 def write_lock(
-    path: Path, loaded: LoadedRecipe, profile: Profile, lora: LoraConfig, args: SFTConfig, base: Base
+    path: Path,
+    loaded: LoadedRecipe,
+    profile: Profile,
+    lora: LoraConfig,
+    args: SFTConfig | DPOConfig,
+    base: Base,
+    beginning: Beginning | None = None,
 ) -> None:
     """Write every resolved value: the recipe, upstream's defaults, the machine's choices, versions."""
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in lora.to_dict().items()}
@@ -26,6 +33,7 @@ def write_lock(
         "recipe": loaded.recipe.as_dict(),
         "set": loaded.overrides(),
         "base": {"name": base.name, "digest": base.digest},
+        **({"after": {"run": beginning.run.name, "adapter": beginning.digest}} if beginning else {}),
         "profile": {
             "device": profile.device,
             "dtype": profile.dtype,

@@ -1,19 +1,26 @@
 """From a recipe and rows to a trainer that could take its first step: configurations, profile, model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import torch
 from peft import LoraConfig
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
-from tunesmith import hardware
+from tunesmith import adapters, hardware, preferences
 from tunesmith.bases import Base
 from tunesmith.errors import UserError
 from tunesmith.hardware import Profile
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, common_prefix
 from tunesmith.recipe import Recipe
-from tunesmith.train.trainer import AdapterTrainer
+from tunesmith.tokens import Pair
+from tunesmith.train.loss import row_nll
+from tunesmith.train.pairs import PreferenceTrainer
+from tunesmith.train.trainer import PROBED_ROWS, AdapterTrainer
 from tunesmith.train.tree import limits_for, shareable
 
 # Largest relative error of our gradients: far above each dtype's rounding, far below a mistake.
@@ -84,6 +91,49 @@ def open_trainer(
         raise UserError(f"lora, trainer: peft or trl refuses them: {str(error).splitlines()[0]}") from None
 
 
+def preference_trainer(
+    recipe: Recipe, pairs: Sequence[Pair], ids: Sequence[str], base: Base, adapter: Path, scratch: str
+) -> tuple[PreferenceTrainer, Profile]:
+    """A trainer of pairs that begins from a verified adapter, and the profile that it runs with.
+
+    Raises:
+        UserError: peft or trl refuses a value, or the model or its reference would not begin as the adapter left it.
+    """
+    # Both answers of a pair stand in one pass.
+    longest = 2 * max(len(row.input_ids) for pair in pairs for row in pair if row)
+    profile = hardware.choose(hardware.look(), recipe, longest_row=longest, base_gib_fp32=_base_gib_fp32(base))
+    reasons = profile.reasons | {"share_prefixes": "trl computes the loss of pairs, each answer with its own prompt"}
+    profile = replace(profile, share_prefixes=False, reasons=reasons)
+    config = dpo_config(recipe, profile, scratch)
+    model = adapters.attach(
+        base.model(dtype=profile.torch_dtype, quantization=recipe.quantization), adapter, trainable=True
+    )
+    probed = [chosen for chosen, _ in pairs[:PROBED_ROWS]]
+    with torch.no_grad(), torch.autocast(profile.device, profile.torch_dtype, enabled=profile.dtype != "float32"):
+        began = sum(float(row_nll(model, row)) for row in probed) / sum(len(row.completion_ids) for row in probed)
+    try:
+        trainer = PreferenceTrainer(
+            model=model,
+            args=config,
+            pairs=pairs,
+            ids=ids,
+            by_family=recipe.hardware.share_prefixes,
+            processing_class=base.tokenizer(),
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"lora, trainer: peft or trl refuses them: {str(error).splitlines()[0]}") from None
+    policy = trainer.token_nll(probed)
+    with trainer.as_reference():
+        reference = trainer.token_nll(probed)
+    if policy != reference or not math.isclose(policy, began, rel_tol=TOLERANCE[profile.dtype]):
+        raise UserError(
+            f"{adapter}: its loss on the first rows is {began:.4f} nats a token; where training would begin it is "
+            f"{policy:.4f}, and that of the reference {reference:.4f}",
+            hint="peft does not carry this kind of adapter on unchanged; train it by another method of `lora:`",
+        )
+    return trainer, profile
+
+
 def why_not_shared(trainer: AdapterTrainer, profile: Profile) -> str | None:
     """What speaks against sharing on this very model, if anything does."""
     if trainer.limits is None:
@@ -93,10 +143,12 @@ def why_not_shared(trainer: AdapterTrainer, profile: Profile) -> str | None:
     return f"gradients through shared beginnings would differ by {error:.1e} on this model"
 
 
-def say_choices(profile: Profile, trainer: AdapterTrainer) -> None:
+def say_choices(profile: Profile, trainer: AdapterTrainer | PreferenceTrainer) -> None:
     """Tell what was chosen and why, and what sharing saves."""
     for choice, reason in profile.reasons.items():
         say(f"  {choice} = {getattr(profile, choice)}: {reason}")
+    if isinstance(trainer, PreferenceTrainer):
+        return
     work = trainer.work()
     say(
         f"  {work.rows} tokens an epoch; with padding {work.apart}, with shared beginnings {work.computed}: "
@@ -122,7 +174,36 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
     Raises:
         UserError: trl refuses a value.
     """
-    ours = {
+    ours = _ours(recipe, profile, directory) | {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    try:
+        return SFTConfig(**{**recipe.trainer_keys, **ours})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer: trl refuses it: {error}") from None
+
+
+def dpo_config(recipe: Recipe, profile: Profile, directory: str) -> DPOConfig:
+    """The recipe's `trainer:` of kind `dpo` as trl's own object, completed by the profile.
+
+    Raises:
+        UserError: trl refuses a value, or a loss would depend on how the profile cuts a step.
+    """
+    ours = _ours(recipe, profile, directory) | {"disable_dropout": True}
+    try:
+        config = DPOConfig(**{**recipe.trainer_keys, **ours})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer: trl refuses it: {error}") from None
+    if profile.accumulation > 1 and (together := sorted(preferences.TOGETHER & set(config.loss_type))):
+        raise UserError(
+            f"trainer.loss_type: {together[0]!r} takes the pairs of a step together, and {profile.rows_per_pass} "
+            f"of its {profile.rows_per_pass * profile.accumulation} fit into one pass here",
+            hint="lower trainer.per_device_train_batch_size, or raise hardware.batch_tokens",
+        )
+    return config
+
+
+def _ours(recipe: Recipe, profile: Profile, directory: str) -> dict[str, Any]:
+    """What the toolkit sets, whatever the kind of training."""
+    return {
         "output_dir": directory,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
@@ -133,7 +214,6 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
         "per_device_train_batch_size": profile.rows_per_pass,
         "gradient_accumulation_steps": profile.accumulation,
         "max_length": None,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         # Whether and when a checkpoint is written is the Saver's say.
         "save_strategy": "no",
         "eval_strategy": "no",
@@ -142,10 +222,6 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": profile.device == "cuda",
     }
-    try:
-        return SFTConfig(**{**recipe.trainer, **ours})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"trainer: trl refuses it: {error}") from None
 
 
 def _base_gib_fp32(base: Base) -> float:

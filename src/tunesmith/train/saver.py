@@ -10,7 +10,7 @@ from tunesmith.sections import CheckpointsSection
 from tunesmith.train.stops import Stop
 
 if TYPE_CHECKING:
-    from tunesmith.train.trainer import AdapterTrainer
+    from tunesmith.train.guarded import Guarded
 
 
 class Saver(TrainerCallback):  # type: ignore[misc]
@@ -19,7 +19,7 @@ class Saver(TrainerCallback):  # type: ignore[misc]
     The last step of an epoch is saved after what is done at the epoch's end, so that nothing of it is done twice.
     """
 
-    def __init__(self, trainer: "AdapterTrainer", section: CheckpointsSection, stop: Stop) -> None:
+    def __init__(self, trainer: "Guarded", section: CheckpointsSection, stop: Stop) -> None:
         self.trainer = trainer
         self.section = section
         self.stop = stop

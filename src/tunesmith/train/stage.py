@@ -6,23 +6,27 @@ however often the run was killed on its way.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback
 
 from tunesmith import adapters, findings
 from tunesmith.bases import Base
+from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged
 from tunesmith.files import sha256_json
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
-from tunesmith.tokens import rendered_rows
+from tunesmith.tokens import rendered_pairs, rendered_rows
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.dev import DevLoss
+from tunesmith.train.guarded import Guarded
 from tunesmith.train.lock import write_lock
-from tunesmith.train.opening import TOLERANCE, fitting_trainer, lora_config, say_choices
+from tunesmith.train.opening import TOLERANCE, fitting_trainer, lora_config, preference_trainer, say_choices
 from tunesmith.train.resume import Resumption, how_it_began, machine, where_to_begin
 from tunesmith.train.saver import Saver
 from tunesmith.train.stops import polite_stops
@@ -31,9 +35,18 @@ from tunesmith.train.witness import Witness, order_digest
 
 
 def train(
-    loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, tokens: Path, resumption: Resumption
+    loaded: LoadedRecipe,
+    dataset: Dataset,
+    base: Base,
+    out: Path,
+    *,
+    tokens: Path,
+    resumption: Resumption,
+    beginning: Beginning | None = None,
 ) -> None:
     """Train and write into `out`; `tokens` is where `check` left the rows' token ids.
+
+    `beginning` is whose adapter preference tuning begins from; without one an adapter is trained from nothing.
 
     Raises:
         UserError: peft or trl refuses a value of the recipe, or the checkpoint there is was made otherwise.
@@ -42,15 +55,22 @@ def train(
     """
     recipe = loaded.recipe
     renderer = Renderer(base.tokenizer(), base.end_ids())
-    rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
-    dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
     ids = [turn.id for row in dataset.rows("train") for turn in row.turns()]
 
     # Taken now: trl may give the tokenizer that it is handed a pad token.
     prompt_digest = renderer.digest(dataset.manifest()["systems"])
-    lora = lora_config(recipe)
+    dev: Sequence[Any]
+    trainer: Guarded
     with tempfile.TemporaryDirectory() as scratch, polite_stops() as stop:
-        trainer, profile = fitting_trainer(recipe, rows, ids, base, lora, scratch)
+        if beginning is None:
+            rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
+            dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
+            trainer, profile = fitting_trainer(recipe, rows, ids, base, lora_config(recipe), scratch)
+        else:
+            beginning.verify(recipe, base, prompt_digest)
+            pairs = rendered_pairs(renderer, dataset, "train", tokens)
+            dev = rendered_pairs(renderer, dataset, "dev", tokens)
+            trainer, profile = preference_trainer(recipe, pairs, ids, base, beginning.adapter, scratch)
         say_choices(profile, trainer)
         watch = Watch(out / "train.jsonl", trainer.lines)
         binding = {**resumption.identity, "machine": machine(profile)}
@@ -78,12 +98,15 @@ def train(
         base=base,
         bound={
             "quantization": recipe.quantization,
+            "lora": recipe.lora,
             "prompt_digest": prompt_digest,
             "recipe_digest": sha256_json(recipe.as_dict()),
             "train_digest": dataset.digest("train"),
             "order_digest": order_digest(trainer),
             "drift": drifted,
-        },
+        }
+        | ({"after": beginning.digest} if beginning else {}),
     )
     plot_loss(watch.lines, out / "loss.png")
-    write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base)
+    lora = trainer.model.peft_config["default"]
+    write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base, beginning)

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from tunesmith.errors import UserError
 
 if TYPE_CHECKING:
-    from tunesmith.train.trainer import AdapterTrainer
+    from tunesmith.train.guarded import Guarded
 
 WEIGHTS, TENSORS, VALUES, TRAINER = "adapter.safetensors", "state.safetensors", "state.json", "trainer_state.json"
 FILES = (WEIGHTS, TENSORS, VALUES, TRAINER)
 
 
-def write(trainer: "AdapterTrainer", directory: Path) -> None:
+def write(trainer: "Guarded", directory: Path) -> None:
     """Write a trainer's state, between two steps."""
     save_file(trained(trainer.model), directory / WEIGHTS)
     tensors: dict[str, torch.Tensor] = {}
@@ -42,7 +42,7 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def remembered(trainer: "AdapterTrainer") -> dict[str, Any]:
+def remembered(trainer: "Guarded") -> dict[str, Any]:
     """What else the next step depends on, and what the log of it says."""
     return {
         "optimizer": trainer.optimizer.state_dict(),

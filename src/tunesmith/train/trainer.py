@@ -1,27 +1,22 @@
 """trl's SFTTrainer, fed with our token ids and labels.
 
-Four things differ from upstream, each where upstream leaves room for a subclass: beginnings that rows of a batch share
-are computed once and the head reads only what predicts a loss token (`loss`), batches hold rows that share a beginning
-or a length in a seeded order (`sampler`), checkpoints are our own (`checkpoints`, `state`), and a loss or a gradient
-that is not a number stops the run before it reaches the weights.
+Beside what holds for every training (`guarded`) one thing differs from upstream: beginnings that rows of a batch share
+are computed once and the head reads only what predicts a loss token (`loss`).
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset as HFDataset
 from trl import SFTTrainer
 
-from tunesmith.adapters import refuse_asleep
-from tunesmith.errors import Diverged, EnvironmentFault
+from tunesmith.errors import EnvironmentFault
 from tunesmith.prompt import IGNORE, Rendered
-from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
-from tunesmith.train.loss import gradient_error, nll_sum, row_nll
+from tunesmith.train.guarded import Guarded
+from tunesmith.train.loss import gradient_error, nll_sum
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits, lay_out
 
@@ -83,7 +78,7 @@ class Work:
         return 1 - self.computed / self.apart
 
 
-class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
+class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are rendered already.
 
     `ids` name the rows in messages.
@@ -120,14 +115,11 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self.weighed = 0
         """Passes whose count of loss tokens was held against the rows."""
         self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
-        # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        self.widen()
 
     def work(self) -> Work:
         """The tokens of the first epoch."""
-        passes = [[self.rows[i] for i in rows] for rows in self._passes()]
+        passes = [[self.rows[i] for i in rows] for rows in self.passes()]
         apart = [lay_out(rows, None) for rows in passes]
         shared = [lay_out(rows, self.limits) for rows in passes] if self.limits else apart
         total = sum(layout.tokens for layout in apart)
@@ -140,21 +132,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         """
         if not self._own_loss:
             return 0.0
-        passes = [[self.rows[i] for i in rows[:PROBED_ROWS]] for rows in self._passes()[:PROBED]]
+        passes = [[self.rows[i] for i in rows[:PROBED_ROWS]] for rows in self.passes()[:PROBED]]
         rows = max(passes, key=lambda rows: len(lay_out(rows, self.limits).levels))
         with self.accelerator.autocast():
             return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
-
-    def passes(self) -> list[list[Rendered]]:
-        """The rows of each pass of the first epoch."""
-        return [[self.rows[row] for row in rows] for rows in self._passes()]
-
-    def _passes(self) -> list[list[int]]:
-        size = self.args.per_device_train_batch_size
-        return [rows[start : start + size] for rows in self._sampler.batches() for start in range(0, len(rows), size)]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> FamilySampler:
-        return self._sampler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -195,119 +176,16 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self.weighed += 1
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
+        """One forward and backward pass, of a step whose loss tokens were counted right."""
         if self._own_loss:
             self._weigh(num_items_in_batch)
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss became {loss.item()}")
-        return loss
+        return super().training_step(model, inputs, num_items_in_batch)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
-        if self.state.global_step == 0:
-            # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
-            held = [(name, p.grad) for name, p in self.model.named_parameters() if "lora_B" in name]
-            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
-            raise self._diverged(f"the gradient became {float(norm)}")
-        return norm
-
-    def _diverged(self, says: str) -> Diverged:
-        rows = self.rows_of_step(self.state.global_step)
-        model = self.accelerator.unwrap_model(self.model)
-        with torch.no_grad(), self.accelerator.autocast():
-            bad = [row for row in rows if not math.isfinite(float(row_nll(model, self.rows[row])))]
-        alone = f"alone not finite: {self._named(bad)}" if bad else "each of them alone has a finite loss"
-        where = f"step {self.state.global_step + 1}, rows {self._named(rows)}"
-        return Diverged(
-            f"training: {says} at {where}; {alone}; nothing was written",
-            hint="look at these rows; if they are sound, lower trainer.learning_rate",
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        return len(self._sampler.batches())
-
-    def rows_of_step(self, step: int) -> list[int]:
-        """The rows of an optimizer step, counted from 0, by their place among all rows."""
-        batches = self._sampler.batches()
-        return batches[step % len(batches)]
-
-    def _named(self, rows: Sequence[int]) -> str:
-        return ", ".join(self.ids[row] for row in rows)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.publish(self.state.global_step, lambda directory: state.write(self, directory))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state.restore_weights(self.model, Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            held = state.read(Path(checkpoint))
-            self.optimizer.load_state_dict(held["optimizer"])
-            self.lr_scheduler.load_state_dict(held["scheduler"])
-            if held["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(held["scaler"])
-            self._log_of_before = held["log"]
-            self.lines[:] = held["log"]["lines"]
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """It comes with the optimizer."""
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            state.set_random_state(state.read(Path(checkpoint))["random"])
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        # The trainer has just reset its counters: what was not logged yet when the checkpoint was written comes back.
-        if log := self._log_of_before:
-            self._tr_loss = log["loss"].to(self.args.device)
-            self._total_loss_scalar, self._globalstep_last_logged = log["total"], log["step"]
-            self._total_train_tokens = log["tokens"]
-            for mode, values in log["metrics"].items():
-                self._metrics[mode].update(values)
-            self._log_of_before = None
-        return super()._run_epoch(*args, **kwargs)
-
-    # ------------------------------------------------------------------ measuring
-
-    def row_losses(self, rows: Sequence[Rendered]) -> list[float]:
-        """Mean negative log-likelihood of each row's loss tokens, in nats, by the model's own logits."""
-        was_training = self.model.training
-        self.model.eval()
-        model = self.accelerator.unwrap_model(self.model)
-        with torch.no_grad(), self.accelerator.autocast():
-            losses = [float(row_nll(model, row)) / len(row.completion_ids) for row in rows]
-        self.model.train(was_training)
-        return losses
-
-    def token_nll(self, rows: Sequence[Rendered]) -> float:
-        """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""
-        was_training = self.model.training
-        self.model.eval()
-        model = self.accelerator.unwrap_model(self.model)
-        with torch.no_grad(), self.accelerator.autocast():
-            if self._own_loss:
-                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(rows))
-            else:
-                total = sum(float(row_nll(model, row)) for row in rows)
-        self.model.train(was_training)
-        return total / sum(len(row.completion_ids) for row in rows)
-
-    def _laid_out(self, rows: Sequence[Rendered]) -> Iterator[dict[str, Any]]:
-        ordered = sorted(rows, key=lambda r: len(r.input_ids))
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(ordered), size):
-            layout = lay_out(ordered[start : start + size], self.limits)
-            yield self._prepare_inputs({"levels": layout.levels, "targets": layout.targets})
+    def collated(self, rows: Sequence[Rendered]) -> list[int]:
+        """The tokens of a pass that carry loss as the model gets them."""
+        labels = self.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])["labels"]
+        found: list[int] = labels[labels != IGNORE].tolist()
+        return found
 
 
 def _rendered(row: dict[str, Any]) -> Rendered:

@@ -7,6 +7,7 @@ the rows' loss before and after, computed by the model's own logits and not by t
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import TrainerCallback
 
 from tunesmith.files import sha256_json
 from tunesmith.findings import Finding, seen
-from tunesmith.prompt import IGNORE, Rendered
+from tunesmith.train.guarded import Guarded
 from tunesmith.train.trainer import AdapterTrainer
 
 LATE = 0.9
@@ -33,11 +34,11 @@ ORDERED = 50
 class Witness(TrainerCallback):  # type: ignore[misc]
     """Takes the losses before training, the weights late in it, and compares at the end."""
 
-    def __init__(self, trainer: AdapterTrainer, dev: Sequence[Rendered], tolerance: float) -> None:
+    def __init__(self, trainer: Guarded, dev: Sequence[Any], tolerance: float) -> None:
         self.trainer = trainer
         self.tolerance = tolerance
-        self.slices = {"train": _spread(trainer.rows), "dev": _spread(dev)}
-        self.before = {name: trainer.row_losses(rows) for name, rows in self.slices.items()}
+        self.slices = {"train": _spread(trainer.learned_from), "dev": _spread(dev)}
+        self.before = {name: trainer.losses(rows) for name, rows in self.slices.items()}
         self.late: dict[str, torch.Tensor] = {}
         self.late_from = 0
 
@@ -48,25 +49,19 @@ class Witness(TrainerCallback):  # type: ignore[misc]
 
     def findings(self, resumed: Finding) -> list[Finding]:
         """What was seen, at the end of training; `resumed` is what the beginning had to say."""
-        return [
-            self._batches(),
-            self._apart(),
-            self._weighed(),
-            self._moved(),
-            *self._learned(),
-            resumed,
-            self._order(),
-        ]
+        looked = [self._batches(), self._order(), self._moved(), *self._learned(), resumed]
+        if isinstance(self.trainer, AdapterTrainer):
+            looked += [self._apart(self.trainer), self._weighed(self.trainer)]
+        return looked
 
     def _batches(self) -> Finding:
         """Whether what the collator hands to the model carries loss where the rows do, end tokens included."""
         meant, got, ends = Counter[int](), Counter[int](), 0
-        for rows in self.trainer.passes():
-            inputs = self.trainer.data_collator([{"input_ids": r.input_ids, "labels": r.labels} for r in rows])
-            labels = inputs["labels"]
-            got.update(labels[labels != IGNORE].tolist())
-            meant.update(token for row in rows for token in row.completion_ids)
-            ends += sum(row.ends for row in rows)
+        for places in self.trainer.passes():
+            rows = [self.trainer.learned_from[place] for place in places]
+            got.update(self.trainer.collated(rows))
+            meant.update(token for row in rows for token in self.trainer.completions(row))
+            ends += sum(self.trainer.rows[place].ends for place in places)
         return seen(
             "batches as trained",
             (1, 3),
@@ -76,8 +71,8 @@ class Witness(TrainerCallback):  # type: ignore[misc]
             "the collator masks tokens by their id, or cuts; the installed trl does not fit: install the pinned set",
         )
 
-    def _apart(self) -> Finding:
-        error = self.trainer.error()
+    def _apart(self, trainer: AdapterTrainer) -> Finding:
+        error = trainer.error()
         return seen(
             "rows apart",
             (6,),
@@ -87,14 +82,14 @@ class Witness(TrainerCallback):  # type: ignore[misc]
             "set hardware.share_prefixes: false",
         )
 
-    def _weighed(self) -> Finding:
+    def _weighed(self, trainer: AdapterTrainer) -> Finding:
         return seen(
             "steps weighed by loss tokens",
             (7,),
-            self.trainer.weighed > 0 or not self.trainer.weighs,
+            trainer.weighed > 0 or not trainer.weighs,
             "each step's loss is a mean over the loss tokens of all its passes",
-            f"{self.trainer.weighed} passes, each divided by the loss tokens of its whole step"
-            if self.trainer.weighs
+            f"{trainer.weighed} passes, each divided by the loss tokens of its whole step"
+            if trainer.weighs
             else "left to trl, with the loss of its own",
         )
 
@@ -125,10 +120,12 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         """Whether the rows' loss fell by more than it differs between rows; of dev rows that is not asked."""
         found = []
         for name, rows in self.slices.items():
-            before, after = self.before[name], self.trainer.row_losses(rows)
-            fell = sum(before) / len(before) - sum(after) / len(after)
+            before, after = self.before[name], self.trainer.losses(rows)
+            if len(before) < 2:
+                continue
+            fell = fmean(before) - fmean(after)
             sure = before != after and float(ttest_rel(before, after, alternative="greater").pvalue) < SURE
-            told = f"{sum(before) / len(before):.3f} to {sum(after) / len(after):.3f} nats a token, n = {len(rows)}"
+            told = f"{fmean(before):.3f} to {fmean(after):.3f} {self.trainer.LOWERED}, n = {len(before)}"
             trained = name == "train"
             found.append(
                 seen(
@@ -155,17 +152,17 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         )
 
 
-def order_digest(trainer: AdapterTrainer) -> str:
+def order_digest(trainer: Guarded) -> str:
     """Digest of the ids of the rows of the first steps, in their order."""
     steps = [trainer.rows_of_step(step) for step in range(min(ORDERED, trainer.steps_per_epoch))]
     return sha256_json([[trainer.ids[row] for row in rows] for rows in steps])
 
 
-def _spread(rows: Sequence[Rendered]) -> list[Rendered]:
+def _spread(rows: Sequence[Any]) -> list[Any]:
     """Some rows, taken at even distances."""
     stride = max(1, len(rows) // LOOKED_AT)
     return list(rows[::stride][:LOOKED_AT])
 
 
-def _weights(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
+def _weights(trainer: Guarded) -> dict[str, torch.Tensor]:
     return {n: p.detach().cpu().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}

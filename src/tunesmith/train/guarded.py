@@ -1,0 +1,195 @@
+"""What holds for every training, whatever its loss: the order of rows, checkpoints, and when a run must stop.
+
+A mixin over a trainer of trl: each method stands where transformers leaves room for a subclass. Checkpoints are our own
+(`checkpoints`, `state`), batches hold rows in a seeded order (`sampler`), and a loss or a gradient that is not a number
+stops the run before it reaches the weights.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from tunesmith.adapters import refuse_asleep
+from tunesmith.errors import Diverged
+from tunesmith.prompt import Rendered
+from tunesmith.train import state
+from tunesmith.train.checkpoints import Checkpoints
+from tunesmith.train.loss import nll_sum, row_nll
+from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.tree import Limits, lay_out
+
+
+class Guarded(Trainer):  # type: ignore[misc]
+    """Stands before a trainer of trl among the parents of a class, which sets these."""
+
+    LOWERED = "nats a token"
+    """What `losses` are in."""
+    rows: Sequence[Rendered]
+    """Those that are trained on, in the order of the data set."""
+    ids: Sequence[str]
+    """The rows' names in messages."""
+    checkpoints: Checkpoints | None
+    lines: list[dict[str, Any]]
+    """Of train.jsonl; a checkpoint remembers them."""
+    limits: Limits | None
+    _own_loss: bool
+    _sampler: FamilySampler
+    _log_of_before: dict[str, Any] | None
+
+    def widen(self) -> None:
+        """Train in float32 whatever the base is held in."""
+        # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> FamilySampler:
+        return self._sampler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss became {loss.item()}")
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
+        if self.state.global_step == 0:
+            # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
+            trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            held = [(name, p.grad) for name, p in trained if "lora_B" in name]
+            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradient became {float(norm)}")
+        return norm
+
+    def _diverged(self, says: str) -> Diverged:
+        rows = self.rows_of_step(self.state.global_step)
+        with torch.no_grad(), self.accelerator.autocast():
+            bad = [row for row in rows if not math.isfinite(self.alone(row))]
+        alone = f"alone not finite: {self._named(bad)}" if bad else "each of them alone has a finite loss"
+        where = f"step {self.state.global_step + 1}, rows {self._named(rows)}"
+        return Diverged(
+            f"training: {says} at {where}; {alone}; nothing was written",
+            hint="look at these rows; if they are sound, lower trainer.learning_rate",
+        )
+
+    def alone(self, row: int) -> float:
+        """Summed negative log-likelihood of a row's loss tokens, the row by itself."""
+        return float(row_nll(self.accelerator.unwrap_model(self.model), self.rows[row]))
+
+    @property
+    def learned_from(self) -> Sequence[Any]:
+        """What is trained on, in the order of the data set."""
+        return self.rows
+
+    def completions(self, row: Any) -> list[int]:
+        """The tokens of a row of `learned_from` that are to carry loss."""
+        found: list[int] = row.completion_ids
+        return found
+
+    def collated(self, rows: Sequence[Any]) -> list[int]:
+        """The tokens of a pass that carry loss as the model gets them."""
+        raise NotImplementedError
+
+    def passes(self) -> list[list[int]]:
+        """The rows of each pass of the first epoch, by their place among all rows."""
+        size = self.args.per_device_train_batch_size
+        return [rows[i : i + size] for rows in self._sampler.batches() for i in range(0, len(rows), size)]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        return len(self._sampler.batches())
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The rows of an optimizer step, counted from 0, by their place among all rows."""
+        batches = self._sampler.batches()
+        return batches[step % len(batches)]
+
+    def _named(self, rows: Sequence[int]) -> str:
+        return ", ".join(self.ids[row] for row in rows)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.publish(self.state.global_step, lambda directory: state.write(self, directory))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state.restore_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            held = state.read(Path(checkpoint))
+            self.optimizer.load_state_dict(held["optimizer"])
+            self.lr_scheduler.load_state_dict(held["scheduler"])
+            if held["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(held["scaler"])
+            self._log_of_before = held["log"]
+            self.lines[:] = held["log"]["lines"]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """It comes with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state.set_random_state(state.read(Path(checkpoint))["random"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # The trainer has just reset its counters: what was not logged yet when the checkpoint was written comes back.
+        if log := self._log_of_before:
+            self._tr_loss = log["loss"].to(self.args.device)
+            self._total_loss_scalar, self._globalstep_last_logged = log["total"], log["step"]
+            self._total_train_tokens = log["tokens"]
+            for mode, values in log["metrics"].items():
+                self._metrics[mode].update(values)
+            self._log_of_before = None
+        return super()._run_epoch(*args, **kwargs)
+
+    # ------------------------------------------------------------------ measuring
+
+    def measured(self, rows: Sequence[Any]) -> dict[str, float]:
+        """What train.jsonl says of held-out rows."""
+        return {"dev_nll": self.token_nll(rows)}
+
+    def losses(self, rows: Sequence[Any]) -> list[float]:
+        """What training lowers, of each row by itself: its nats a loss token, by the model's own logits."""
+        return [nll / len(row.completion_ids) for nll, row in zip(self.row_nlls(rows), rows, strict=True)]
+
+    def row_nlls(self, rows: Sequence[Rendered]) -> list[float]:
+        """Summed negative log-likelihood of each row's loss tokens, in nats, by the model's own logits."""
+        was_training = self.model.training
+        self.model.eval()
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.accelerator.autocast():
+            found = [float(row_nll(model, row)) for row in rows]
+        self.model.train(was_training)
+        return found
+
+    def token_nll(self, rows: Sequence[Rendered]) -> float:
+        """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""
+        was_training = self.model.training
+        self.model.eval()
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), self.accelerator.autocast():
+            if self._own_loss:
+                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(rows))
+            else:
+                total = sum(float(row_nll(model, row)) for row in rows)
+        self.model.train(was_training)
+        return total / sum(len(row.completion_ids) for row in rows)
+
+    def _laid_out(self, rows: Sequence[Rendered]) -> Iterator[dict[str, Any]]:
+        ordered = sorted(rows, key=lambda r: len(r.input_ids))
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(ordered), size):
+            layout = lay_out(ordered[start : start + size], self.limits)
+            yield self._prepare_inputs({"levels": layout.levels, "targets": layout.targets})
