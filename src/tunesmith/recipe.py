@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from tunesmith import upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
+from tunesmith.methods import REFUSED, method_problems
 from tunesmith.sections import (
     ArmsSection,
     CheckpointsSection,
@@ -40,6 +41,7 @@ RESERVED: dict[str, dict[str, str]] = {
         "inference_mode": "the toolkit sets it",
         "auto_mapping": "the toolkit sets it",
     },
+    "lora.eva_config": {"label_mask_value": "the toolkit marks what carries no loss"},
     "trainer": {
         "output_dir": "a run has its own directory under runs/",
         "seed": "use `seed`",
@@ -99,7 +101,10 @@ RANGES: dict[tuple[str, str], tuple[float, float, bool]] = {
     ("lora", "r"): (1, 512, False),
     ("lora", "lora_alpha"): (0, 4096, True),
     ("lora", "lora_dropout"): (0, 0.9, False),
+    ("lora.eva_config", "rho"): (1, 100, False),
+    ("lora.eva_config", "tau"): (0, 1, False),
     ("trainer", "learning_rate"): (0, 1, True),
+    ("trainer", "neftune_noise_alpha"): (0, 100, True),
     ("trainer", "num_train_epochs"): (0, 1000, True),
     ("trainer", "per_device_train_batch_size"): (1, 65536, False),
     ("trainer", "gradient_accumulation_steps"): (1, 65536, False),
@@ -124,6 +129,8 @@ class Recipe(Section):
     score: ScoreSection = ScoreSection()
     lora: dict[str, Any]
     """Verbatim keys of peft.LoraConfig."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """LoRA+: how many times lora_A's learning rate, `trainer.learning_rate`, lora_B's is; none trains both alike."""
     trainer: dict[str, Any]
     """Verbatim keys of trl.SFTConfig. Batch size times accumulation is kept; how it is cut is the profile's choice."""
     hardware: HardwareSection = HardwareSection()
@@ -227,6 +234,8 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         source.set(dotted, value, SET)
 
     problems = _upstream_problems(source, label)
+    for keys, text in method_problems(source.values):
+        problems.append(f"{source.place(keys, label)}: {'.'.join(keys)}: {text}")
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(source.values)
@@ -268,19 +277,22 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
     """Check `lora:` and `trainer:` against the installed classes: names, types, reserved keys, ranges, required."""
     problems = []
     for section, reserved in RESERVED.items():
-        values = source.values.get(section)
+        path = section.split(".")
+        values: Any = source.values
+        for key in path:
+            values = values.get(key) if isinstance(values, dict) else None
         if not isinstance(values, dict):
             continue
         known = upstream.fields(section)
         for key, value in values.items():
-            where = f"{source.place((section, key), label)}: {section}.{key}"
+            where = f"{source.place((*path, key), label)}: {section}.{key}"
             if key in reserved:
                 problems.append(f"{where}: set by the toolkit; {reserved[key]}")
             elif key not in known:
                 problems.append(f"{where}: unknown key{_did_you_mean(key, set(known) - set(reserved))}")
             elif problem := known[key].problem(value) or _range_problem(section, key, value):
                 problems.append(f"{where}: {problem}")
-        for key in MUST_STATE[section]:
+        for key in MUST_STATE.get(section, ()):
             if key not in values:
                 problems.append(f"{source.place((section,), label)}: {section}.{key}: missing; a recipe states it")
     return problems
@@ -326,11 +338,12 @@ def recipe_json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, with the keys of the installed `peft.LoraConfig` and `trl.SFTConfig`."""
     schema = Recipe.model_json_schema(by_alias=True)
     schema["properties"]["extends"] = {"type": "string", "description": "Name of one parent recipe beside this one."}
-    for section, reserved in RESERVED.items():
+    for section in MUST_STATE:
+        hidden = RESERVED[section].keys() | (REFUSED.keys() if section == "lora" else ())
         keys = {
             name: {"description": field.annotation}
             for name, field in upstream.fields(section).items()
-            if name not in reserved
+            if name not in hidden
         }
         description = schema["properties"][section].get("description", "")
         schema["properties"][section] = {

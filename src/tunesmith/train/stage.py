@@ -54,12 +54,16 @@ def train(
         say_choices(profile, trainer)
         watch = Watch(out / "train.jsonl", trainer.lines)
         binding = {**resumption.identity, "machine": machine(profile)}
+        if trainer.start.taken_out is not None:
+            # Of a base that was changed a checkpoint holds nothing: it must have been changed alike.
+            binding["start"] = trainer.start.digest()
         trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
         checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
         trainer.add_callback(watch)
         trainer.add_callback(DevLoss(watch, dev, trainer))
         trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
         trainer.remove_callback(PrinterCallback)
+        untrained = trainer.token_nll(dev[:PROBED_ROWS])
         # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
         narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
         try:
@@ -67,19 +71,23 @@ def train(
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             watch.close()
-        if trainer.changes_nothing(dev[:PROBED_ROWS]):
-            raise Diverged("training: with the adapter the model answers as without it; nothing was written")
+        trainer.start.refuse_unmoved(trainer.model)
+        if trainer.token_nll(dev[:PROBED_ROWS]) == untrained:
+            raise Diverged("training: the model answers as before it was trained; nothing was written")
     adapters.save(
         trainer.model,
         out / "adapter",
         base=base,
         bound={
-            "quantization": recipe.quantization,
+            # The base that the adapter belongs to: less its start, a repair of 4 bits belongs to the unquantised one.
+            "quantization": recipe.quantization if trainer.start.taken_out is None else "none",
+            "init_lora_weights": recipe.lora.get("init_lora_weights", True),
             "prompt_digest": prompt_digest,
             "recipe_digest": sha256_json(recipe.as_dict()),
             "train_digest": dataset.digest("train"),
             "drift": drifted,
         },
+        less=trainer.start.taken_out,
     )
     plot_loss(watch.lines, out / "loss.png")
-    write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base)
+    write_lock(out / "recipe.lock.yaml", loaded, profile, trainer.model.peft_config["default"], trainer.args, base)

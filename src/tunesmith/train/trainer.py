@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset as HFDataset
+from peft.optimizers import create_loraplus_optimizer
 from trl import SFTTrainer
 
-from tunesmith.adapters import refuse_asleep
+from tunesmith.adapters import leading, refuse_asleep
 from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.loss import gradient_error, nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.start import Start, widen
 from tunesmith.train.tree import Limits, lay_out
 
 
@@ -89,8 +91,12 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     `ids` name the rows in messages.
     `limits` say what rows of a batch may share; none keeps them apart. `by_family` batches rows that begin alike
     together, by limits that no machine decides: what is learned does not depend on whether sharing pays here. Without
-    `own_loss` trl computes the loss.
+    `own_loss` trl computes the loss. `lora_plus_ratio` says by how much more lora_B learns than lora_A.
     """
+
+    start: Start
+    """The weights that the adapter begins with."""
+    optimizer: Any
 
     def __init__(
         self,
@@ -101,12 +107,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         by_family: bool = True,
         own_loss: bool = True,
         checkpoints: Checkpoints | None = None,
+        lora_plus_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, train_dataset=features(rows), **kwargs)
         self.rows = rows
         self.ids = ids or [f"number {number}" for number in range(1, len(rows) + 1)]
         self.checkpoints = checkpoints
+        self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
         """Of train.jsonl; a checkpoint remembers them."""
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
@@ -118,10 +126,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self._log_of_before: dict[str, Any] | None = None
         self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
-        # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        widen(self.model)
 
     def work(self) -> Work:
         """The tokens of the first epoch."""
@@ -168,6 +173,20 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             loss = loss * self.accelerator.num_processes
         return loss
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Upstream's optimizer, or peft's for LoRA+ (arXiv:2402.12354): lora_B's learning rate is a multiple."""
+        if self.optimizer is None and self.lora_plus_ratio is not None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = create_loraplus_optimizer(
+                self.model,
+                kind,
+                loraplus_lr_ratio=self.lora_plus_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **settings,
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -179,8 +198,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
         if self.state.global_step == 0:
             # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
-            held = [(name, p.grad) for name, p in self.model.named_parameters() if "lora_B" in name]
-            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
+            held = {name: weight.grad for name, weight in leading(self.model).items()}
+            refuse_asleep(self.model, {name for name, grad in held.items() if grad is None or not bool(grad.any())})
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
@@ -250,13 +269,6 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         return super()._run_epoch(*args, **kwargs)
 
     # ------------------------------------------------------------------ measuring
-
-    def changes_nothing(self, rows: Sequence[Rendered]) -> bool:
-        """Whether the base answers some rows as the base with the adapter does."""
-        model = self.accelerator.unwrap_model(self.model)
-        with model.disable_adapter():
-            without = self.token_nll(rows)
-        return self.token_nll(rows) == without
 
     def token_nll(self, rows: Sequence[Rendered]) -> float:
         """Negative log-likelihood per loss token over some rows, in nats, weighted by token, whatever the batch."""
