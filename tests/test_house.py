@@ -23,6 +23,7 @@ NOUNS = {
     "files",
     "hardware",
     "leaks",
+    "methods",
     "near",
     "packages",
     "probes",

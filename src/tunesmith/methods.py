@@ -22,10 +22,11 @@ class Init:
     """Its arXiv id."""
     reads: str | None = None
     """What its first weights are computed from beside the weight each adapts: `rows`, or the unquantised `base`."""
-    moves_base: bool = False
-    """Whether its first weights are taken out of the base, so that training begins where the base is."""
     differs: bool = False
-    """Whether its first weights are taken away again at saving, so that the adapter fits the base as it is: rank 2r."""
+    """Whether its first weights are taken away again at saving, so that the adapter fits the base as it is: rank 2r.
+
+    They were taken out of the base (PiSSA, OLoRA), or stand for what quantisation took (LoftQ).
+    """
     quantizations: tuple[str, ...] = ("none", "nf4")
     """The `quantization` that it can be trained with."""
 
@@ -36,8 +37,8 @@ INITS: dict[str, Init] = {
     "orthogonal": Init(quantizations=("none",)),
     "mica": Init("2604.01694", quantizations=("none",)),
     "eva": Init("2410.07170", reads="rows"),
-    "pissa": Init("2404.02948", moves_base=True, differs=True, quantizations=("none",)),
-    "olora": Init("2406.01775", moves_base=True, differs=True, quantizations=("none",)),
+    "pissa": Init("2404.02948", differs=True, quantizations=("none",)),
+    "olora": Init("2406.01775", differs=True, quantizations=("none",)),
     "loftq": Init("2310.08659", reads="base", differs=True, quantizations=("nf4",)),
 }
 

@@ -282,14 +282,6 @@ def test_an_expert_that_met_no_token_does_not(line: Line, tmp_path: Path, monkey
     assert trainer.state.global_step == 2
 
 
-def test_an_adapter_at_work_changes_what_the_base_answers(line: Line, tmp_path: Path) -> None:
-    rows = rendered(line, 8)
-    trainer = trainer_for(line, rows, tmp_path)
-    assert trainer.changes_nothing(rows[:2])
-    randomise(trainer)
-    assert not trainer.changes_nothing(rows[:2])
-
-
 def made(directory: Path) -> Path:
     directory.mkdir()
     return directory

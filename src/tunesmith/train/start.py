@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora import Embedding, LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
-from peft.utils.other import get_pattern_key
 from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
@@ -109,8 +109,6 @@ def begin(model: PeftModel, recipe: Recipe, rows: Sequence[Rendered], base: Base
             delta.data = module.trainable_tokens_original["default"].to(delta)
     if name == "loftq":
         _start_loftq(model, base)
-    elif init_of(recipe.lora).moves_base and model.dtype != torch.float32:
-        _take_out(model, base)
     return Start(model, init_of(recipe.lora))
 
 
@@ -236,18 +234,6 @@ def _start_loftq(model: PeftModel, base: Base) -> None:
             # A rank above the width has nothing to approximate: the rest is zero.
             held.zero_()
             held[: first.shape[0], : first.shape[1]] = first.to(held)
-
-
-@torch.no_grad()
-def _take_out(model: PeftModel, base: Base) -> None:
-    """Take the first weights out of a half-precision base anew, exactly as they are now trained: rounded once.
-
-    peft subtracts them before it rounds them to the base's dtype; what it subtracts is then not what is trained.
-    """
-    for module, weight in _with_stored(model, base):
-        first = module.lora_B["default"].weight @ module.lora_A["default"].weight
-        first = first.T if module.fan_in_fan_out else first
-        module.get_base_layer().weight.copy_(weight - module.scaling["default"] * first)
 
 
 def _with_stored(model: PeftModel, base: Base) -> Iterator[tuple[LoraLayer, torch.Tensor]]:
