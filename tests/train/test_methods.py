@@ -16,6 +16,8 @@ from tests.train.test_trainer import fresh, made, rendered
 from tunesmith import adapters
 from tunesmith.bases import load_model
 from tunesmith.errors import Diverged, UserError
+from tunesmith.evaluate import stage as evaluation
+from tunesmith.evaluate.arena import Arena
 from tunesmith.export.merge import merge
 from tunesmith.files import read_json
 from tunesmith.line import Line
@@ -172,14 +174,21 @@ def test_a_repair_of_four_bits_is_published_for_the_unquantised_base(
 ) -> None:
     """What of the 4-bit error the rank cannot hold is how far the published adapter is from the model as trained."""
     errors: dict[tuple[str, int], float] = {}
+    monkeypatch.setattr(evaluation, "replay", lambda *arguments: {})
+    judged_on: list[bool] = []
+    monkeypatch.setattr(
+        Arena, "run", lambda self, model, *a, **kw: judged_on.append(hasattr(model, "quantization_method"))
+    )
     for name, rank in (("loftq", 64), ("loftq", 128), ("qlora", 64)):
         settings = LOFTQ if name == "loftq" else {"quantization": "nf4"}
         line = opened(settings | {"lora.r": str(rank)})
         adapter, trained = publish(line, tmp_path / f"{name}-{rank}", monkeypatch)
         assert read_json(adapter / "manifest.json")["quantization"] == {"loftq": "none", "qlora": "nf4"}[name]
         errors[name, rank] = apart(trained, logits(adapters.attach(untouched(line), adapter), probe(line)))
+        evaluation.run_adapter(line.arena, adapter, tmp_path, tmp_path)
         on_four_bits = logits(adapters.attach(untouched(line, "nf4"), adapter), probe(line))
         assert (apart(trained, on_four_bits) < 1e-5) == (name == "qlora")
+    assert judged_on == [False, False, True]
     # 128 is the width of the tiny base: such a rank holds all of it.
     assert errors["loftq", 128] < 5e-5
     assert errors["qlora", 64] > 0.5
@@ -305,11 +314,11 @@ def test_noise_on_embeddings_is_there_in_training_and_nowhere_else(opened: Opene
         trainer = trainer_of(opened({"trainer.neftune_noise_alpha": alpha, "trainer.logging_steps": "1"}), tmp_path)
         before = trainer.token_nll(trainer.rows)
         trainer.train()
-        found[alpha] = trainer.state.log_history[0]["loss"]
+        found[alpha] = trainer.state.log_history[-2]["loss"]
         assert trainer.limits is None
         assert before == pytest.approx(trainer_of(opened({}), tmp_path).token_nll(trainer.rows), rel=1e-6)
         assert trainer.token_nll(trainer.rows) == trainer.token_nll(trainer.rows)
-    assert found["20"] > found["0.1"] + 0.1
+    assert found["20"] > found["0.1"] + 0.5
 
 
 @pytest.mark.parametrize("init", ["true", "pissa"])
