@@ -300,6 +300,7 @@ def test_a_name_that_means_nothing_is_not_passed_over(
 def test_lora_plus_trains_b_at_a_multiple_of_as_rate(opened: Opener, tmp_path: Path) -> None:
     trainer = trainer_of(opened({"lora_plus_ratio": "8", "trainer.weight_decay": "0.1"}), tmp_path)
     trainer.create_optimizer_and_scheduler(3)
+    assert opened({"lora_plus_ratio": "8"}).run.directory != opened({}).run.directory
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     rates = {names[weight]: group["lr"] for group in trainer.optimizer.param_groups for weight in group["params"]}
     assert rates.keys() == state.trained(trainer.model).keys()

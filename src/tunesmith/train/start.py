@@ -79,7 +79,7 @@ def look_before(model: Any, lora: Mapping[str, Any], rows: Sequence[Rendered]) -
     named = tokens.values() if isinstance(tokens, dict) else [tokens]
     wanted = {token for indices in named for token in indices}
     problems = []
-    if isinstance(tokens, dict) and embeddings.weight is head.weight:
+    if isinstance(tokens, dict) and head is not None and embeddings.weight is head.weight:
         heads = [name for name in tokens if _named(model, name) and head in _named(model, name)]
         problems += [f"{where}: {name} is tied to the embeddings; name the embeddings alone" for name in heads]
     if beyond := sorted(token for token in wanted if token >= len(embeddings.weight)):
