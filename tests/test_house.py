@@ -25,6 +25,7 @@ NOUNS = {
     "findings",
     "hardware",
     "leaks",
+    "methods",
     "near",
     "packages",
     "preferences",

@@ -305,6 +305,7 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("lora.r", 16, "recipes/toy.yaml:8"),
         ("lora.lora_alpha", 32, "recipes/toy.yaml:9"),
         ("lora.target_modules", "all-linear", "recipes/toy.yaml:10"),
+        ("lora_plus_ratio", None, "default"),
         ("trainer.learning_rate", 2e-4, "recipes/toy.yaml:12"),
         ("trainer.num_train_epochs", 2, "recipes/toy.yaml:13"),
         ("trainer.per_device_train_batch_size", 8, "recipes/toy.yaml:14"),

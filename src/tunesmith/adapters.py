@@ -3,8 +3,13 @@
 An adapter is `adapter_config.json`, `adapter_model.safetensors` and `manifest.json`. The manifest binds it to its base,
 its prompt and its data by digest. peft would load a file whose keys all mismatch and go on with random weights; here
 what was attached is compared with the file, tensor by tensor.
+
+Whatever an adapter started from, it is published as plain LoRA on the base as it is.
 """
 
+import math
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +19,25 @@ from tunesmith.files import read_json, sha256_file, write_json
 from tunesmith.runs import versions
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    import torch
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, Any]) -> None:
+def save(
+    model: "PeftModel",
+    directory: Path,
+    *,
+    base: Base,
+    bound: dict[str, Any],
+    less: "Mapping[str, torch.Tensor] | None" = None,
+) -> None:
     """Write a trained adapter. `bound` goes into the manifest: what else the adapter belongs to.
+
+    `less` are A and B as they were at the start, where they are to be taken away again: the adapter was trained on a
+    base out of which they had been taken.
 
     Raises:
         Diverged: a weight is not finite, or a lora_B is still zero: of that module the adapter is no adapter.
@@ -31,13 +47,20 @@ def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, An
     weights = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
-    refuse_asleep(model, {name for name, tensor in weights.items() if "lora_B" in name and not bool(tensor.any())})
-    # The path of the base on this machine is neither a name nor part of the adapter.
-    model.peft_config["default"].base_model_name_or_path = base.name
-    # Beside it there may be the reference of preference tuning.
-    model.save_pretrained(
-        directory, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
-    )
+    refuse_asleep(model, {name for name, tensor in leading(model).items() if not bool(tensor.any())})
+    trained = model.peft_config["default"]
+    model.peft_config["default"] = _as_published(trained, base, ranks=1 if less is None else 2)
+    try:
+        model.save_pretrained(
+            directory,
+            safe_serialization=True,
+            save_embedding_layers=False,
+            # Beside it there may be the reference of preference tuning.
+            selected_adapters=["default"],
+            state_dict=_difference(model.state_dict(), less or {}),
+        )
+    finally:
+        model.peft_config["default"] = trained
     (directory / "README.md").unlink(missing_ok=True)
     # peft writes sets in hash order, which differs from process to process.
     config = read_json(directory / "adapter_config.json")
@@ -56,21 +79,60 @@ def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, An
     )
 
 
+def _as_published(config: "LoraConfig", base: Base, *, ranks: int) -> "LoraConfig":
+    """The configuration of plain LoRA on the base as it is: how it began is history. `ranks` multiplies the ranks."""
+    config = deepcopy(config)
+    # The path of the base on this machine is neither a name nor part of the adapter.
+    config.base_model_name_or_path = base.name
+    config.init_lora_weights, config.eva_config = True, None
+    if ranks > 1:
+        # What B A is multiplied by, alpha / r or alpha / √r, stays what it was.
+        alphas = math.sqrt(ranks) if config.use_rslora else ranks
+        config.r, config.lora_alpha = config.r * ranks, config.lora_alpha * alphas
+        config.rank_pattern = {key: rank * ranks for key, rank in (config.rank_pattern or {}).items()}
+        config.alpha_pattern = {key: alpha * alphas for key, alpha in (config.alpha_pattern or {}).items()}
+    return config
+
+
+def _difference(weights: "dict[str, torch.Tensor]", less: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """B A less B₀ A₀, exactly: [B, -B₀] times A above A₀.
+
+    peft's own conversion drops everything else (magnitudes, tokens) and doubles the alphas of rsLoRA.
+    """
+    import torch
+
+    for name, first in less.items():
+        now = weights[name].detach().cpu().float()
+        weights[name] = torch.cat([now, first], dim=0) if ".lora_A." in name else torch.cat([now, -first], dim=1)
+    return weights
+
+
+def leading(model: "PeftModel") -> "dict[str, torch.nn.Parameter]":
+    """The weights with which each adapted module begins to learn: lora_B, or lora_A where lora_B is frozen."""
+    named = dict(model.named_parameters())
+    return {
+        name: weight
+        for name, weight in named.items()
+        if weight.requires_grad
+        and ("lora_B" in name or ("lora_A" in name and not named[name.replace("lora_A", "lora_B")].requires_grad))
+    }
+
+
 def refuse_asleep(model: "PeftModel", asleep: set[str]) -> None:
     """Stop where modules that are to be trained do not take part in what the model computes.
 
-    `asleep` names their lora_B weights. Of a model with experts some may have met no token, so only all of them count.
+    `asleep` names their leading weights. Of a model with experts some may have met no token, so only all of them count.
 
     Raises:
         Diverged: names some of the modules.
     """
-    every = {name for name, tensor in model.named_parameters() if "lora_B" in name and tensor.requires_grad}
+    every = leading(model).keys()
     config = model.config.get_text_config()
     has_experts = any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
     if asleep and (asleep >= every or not has_experts):
-        modules = sorted(name.partition(".lora_B")[0].removeprefix("base_model.model.") for name in asleep)
+        modules = sorted(name.partition(".lora_")[0].removeprefix("base_model.model.") for name in asleep)
         raise Diverged(
-            f"training: {len(asleep)} of {len(every)} adapted modules learn nothing, their lora_B stays zero: "
+            f"training: {len(asleep)} of {len(every)} adapted modules learn nothing, their weights stay as they began: "
             f"{', '.join(modules[:3])}{' and others' if len(modules) > 3 else ''}; nothing was written",
             hint="name in lora.target_modules only what the model computes with, and raise trainer.learning_rate",
         )

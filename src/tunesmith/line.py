@@ -108,7 +108,7 @@ class Line:
 
     def _trained_on(self) -> dict[str, Any]:
         recipe = self.recipe.as_dict()
-        keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer")
+        keys = ("name", "base", "seed", "quantization", "data", "lora", "lora_plus_ratio", "trainer")
         # Under a name of its own: the recipe, too, calls something `base` and something `data`.
         after = {"after": self.beginning.digest} if self.beginning else {}
         return self._common() | {"recipe": {key: recipe[key] for key in keys}} | after

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from tunesmith import preferences, upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
+from tunesmith.methods import REFUSED, method_problems
 from tunesmith.sections import (
     ArmsSection,
     CheckpointsSection,
@@ -40,6 +41,7 @@ RESERVED: dict[str, dict[str, str]] = {
         "inference_mode": "the toolkit sets it",
         "auto_mapping": "the toolkit sets it",
     },
+    "lora.eva_config": {"label_mask_value": "the toolkit marks what carries no loss"},
     "trainer": {
         "output_dir": "a run has its own directory under runs/",
         "seed": "use `seed`",
@@ -99,7 +101,10 @@ RANGES: dict[tuple[str, str], tuple[float, float, bool]] = {
     ("lora", "r"): (1, 512, False),
     ("lora", "lora_alpha"): (0, 4096, True),
     ("lora", "lora_dropout"): (0, 0.9, False),
+    ("lora.eva_config", "rho"): (1, 100, False),
+    ("lora.eva_config", "tau"): (0, 1, False),
     ("trainer", "learning_rate"): (0, 1, True),
+    ("trainer", "neftune_noise_alpha"): (0, 100, True),
     ("trainer", "num_train_epochs"): (0, 1000, True),
     ("trainer", "per_device_train_batch_size"): (1, 65536, False),
     ("trainer", "gradient_accumulation_steps"): (1, 65536, False),
@@ -127,6 +132,8 @@ class Recipe(Section):
     score: ScoreSection = ScoreSection()
     lora: dict[str, Any]
     """Verbatim keys of peft.LoraConfig."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """LoRA+: how many times lora_A's learning rate, `trainer.learning_rate`, lora_B's is; none trains both alike."""
     trainer: dict[str, Any]
     """`kind`: `sft` (the default) or `dpo`; verbatim keys of trl.SFTConfig, or of trl.DPOConfig. Batch size times
     accumulation is kept; how it is cut is the profile's choice."""
@@ -243,7 +250,7 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         source.set(dotted, value, SET)
 
     problems = _upstream_problems(source, label)
-    for keys, problem in preferences.problems(source.values):
+    for keys, problem in (*preferences.problems(source.values), *method_problems(source.values)):
         problems.append(f"{source.place(keys, label)}: {'.'.join(keys)}: {problem}")
     recipe: Recipe | None = None
     try:
@@ -287,7 +294,10 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
     problems = []
     kind = preferences.kind_of(source.values)
     for section, reserved in RESERVED.items():
-        values = source.values.get(section)
+        path = section.split(".")
+        values: Any = source.values
+        for key in path:
+            values = values.get(key) if isinstance(values, dict) else None
         if not isinstance(values, dict):
             continue
         known = upstream.fields(preferences.SECTIONS[kind] if section == "trainer" else section)
@@ -296,7 +306,7 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
         for key, value in values.items():
             if (section, key) == ("trainer", "kind"):
                 continue
-            where = f"{source.place((section, key), label)}: {section}.{key}"
+            where = f"{source.place((*path, key), label)}: {section}.{key}"
             if key in reserved:
                 problems.append(f"{where}: set by the toolkit; {reserved[key]}")
             elif key not in known:
@@ -305,7 +315,7 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
                 problems.append(f"{where}: unknown key{other}{_did_you_mean(key, (set(known) | ours) - set(reserved))}")
             elif problem := known[key].problem(value) or _range_problem(section, key, value):
                 problems.append(f"{where}: {problem}")
-        for key in MUST_STATE[section]:
+        for key in MUST_STATE.get(section, ()):
             if key not in values:
                 problems.append(f"{source.place((section,), label)}: {section}.{key}: missing; a recipe states it")
     return problems
@@ -359,11 +369,12 @@ def recipe_json_schema() -> dict[str, Any]:
     both = {**upstream.fields("dpo"), **upstream.fields("trainer")}
     kinds = {"kind": {"enum": list(preferences.CLASSES)}}
     schema["properties"]["extends"] = {"type": "string", "description": "Name of one parent recipe beside this one."}
-    for section, reserved in RESERVED.items():
+    for section in MUST_STATE:
+        hidden = RESERVED[section].keys() | (REFUSED.keys() if section == "lora" else ())
         keys = {
             name: {"description": field.annotation}
             for name, field in (both if section == "trainer" else upstream.fields(section)).items()
-            if name not in reserved
+            if name not in hidden
         } | (kinds if section == "trainer" else {})
         description = schema["properties"][section].get("description", "")
         schema["properties"][section] = {

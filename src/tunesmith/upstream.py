@@ -20,6 +20,7 @@ CLASSES: dict[str, list[tuple[str, str, str]]] = {
         ("peft", "tuners/lora/config.py", "LoraConfig"),
         ("peft", "config.py", "PeftConfig"),
     ],
+    "lora.eva_config": [("peft", "tuners/lora/config.py", "EvaConfig")],
     "trainer": [
         ("trl", "trainer/sft_config.py", "SFTConfig"),
         ("trl", "trainer/base_config.py", "_BaseConfig"),

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +25,15 @@ def line(project: Path) -> Line:
     return line
 
 
-def write_adapter(line: Line, directory: Path, *, scale: float = 0.1, prompt_digest: str | None = None) -> Path:
-    """An adapter with random weights in A and in B."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+def write_adapter(
+    line: Line, directory: Path, *, scale: float = 0.1, prompt_digest: str | None = None, **settings: Any
+) -> Path:
+    """An adapter with random weights in A and in B, and in whatever else is trained."""
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings, task_type="CAUSAL_LM")
     torch.manual_seed(0)
     model = get_peft_model(line.base.model(dtype=torch.float32), config)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or (parameter.requires_grad and "lora_A" not in name):
             parameter.data = torch.randn_like(parameter) * scale
     bound = {"prompt_digest": prompt_digest or line.arena.prompt_digest, "quantization": "none"}
     adapters.save(model, directory, base=line.base, bound=bound)
@@ -142,7 +145,7 @@ def test_an_adapter_whose_keys_do_not_fit_is_refused(line: Line, tmp_path: Path)
 
 
 def test_an_adapter_that_learned_nothing_is_not_written(line: Line, tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match="adapted modules learn nothing, their lora_B stays zero"):
+    with pytest.raises(Diverged, match="adapted modules learn nothing, their weights stay as they began"):
         write_adapter(line, tmp_path / "adapter", scale=0.0)
     assert not (tmp_path / "adapter").exists()
 
@@ -151,6 +154,34 @@ def test_an_adapter_of_nan_is_not_written(line: Line, tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="not numbers"):
         write_adapter(line, tmp_path / "adapter", scale=float("nan"))
     assert not (tmp_path / "adapter").exists()
+
+
+PARTS = {
+    "a copy of the head": ({"modules_to_save": ["lm_head"]}, "would untie the base's head from its embeddings"),
+    "an adapter on the head": ({"target_modules": ["lm_head"]}, "whose weights are the base's head and embeddings"),
+    "tokens of the head": ({"trainable_token_indices": {"lm_head": [3]}}, "whose weights are the base's head"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("settings", "message"), PARTS.values(), ids=PARTS.keys())
+def test_a_head_is_not_parted_from_its_embeddings(
+    line: Line, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter", **settings)
+    with pytest.raises(UserError, match=message):
+        merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_trained_tokens_are_merged_into_head_and_embeddings_at_once(line: Line, tmp_path: Path) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter", trainable_token_indices=[3, 5])
+    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    base, merged = (load_file(at / "model.safetensors") for at in (line.base.directory, tmp_path / "merged"))
+    assert merged.keys() == base.keys()
+    changed = (merged["model.embed_tokens.weight"] != base["model.embed_tokens.weight"]).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == [3, 5]
+    assert read_json(tmp_path / "merged" / "config.json")["tie_word_embeddings"] is True
 
 
 def test_two_processes_would_write_the_same_adapter(line: Line, tmp_path: Path) -> None:

@@ -85,14 +85,14 @@ def constrained_way(arena: Arena, dev: Path) -> Way:
 
 def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:
     """Answer the gate rows with the adapter on its base, and write what guards need of both."""
-    recipe, dataset = arena.recipe, arena.dataset
-    adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
+    dataset = arena.dataset
+    manifest = adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
     model = load_base(arena)
     general = {"base": nll_by_document(model, arena.renderer)}
     replayed = replay(model, arena.renderer, dataset.rows("gate"), arms / "zero_shot")
-    if recipe.quantization != "none":
+    if manifest["quantization"] != "none":
         del model
-        model = load_base(arena, recipe.quantization)
+        model = load_base(arena, manifest["quantization"])
     attached = adapters.attach(model, adapter)
     general["adapter"] = nll_by_document(attached, arena.renderer)
     weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}

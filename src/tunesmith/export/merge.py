@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from transformers import PreTrainedModel
 
 from tunesmith import adapters
 from tunesmith.bases import Base, quiet
+from tunesmith.errors import UserError
 from tunesmith.files import sha256_file, sha256_json, sha256_tree, write_json
 from tunesmith.findings import Finding, seen
 from tunesmith.prompt import Rendered, Renderer
@@ -43,23 +48,28 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
     `probes` are rows of dev, on whose completions base, adapter and merged model are compared.
 
     Raises:
-        UserError: the adapter does not belong to the base or the prompt.
+        UserError: the adapter does not belong to the base or the prompt, or it parts a head from its embeddings.
         ValueError: a merged weight is not a number (peft's safe merge).
     """
     renderer = Renderer(base.tokenizer(), base.end_ids())
     adapters.verify(adapter, base=base, prompt_digest=renderer.digest(systems))
     # On the CPU: float32 may not fit beside what a GPU holds, and a sum needs no GPU.
     model = base.model(dtype=torch.float32, device="cpu")
+    tied, embeddings = is_tied(model), model.get_input_embeddings().weight
+    quantised = bool(getattr(model, "is_quantized", False))
     attached = adapters.attach(model, adapter)
+    if tied:
+        _refuse_half_of(embeddings, attached, adapter)
     with_adapter = log_probabilities(attached, probes[:PROBES])
     with attached.disable_adapter():
         without = log_probabilities(attached, probes[:PROBES])
-    quantised = bool(getattr(model, "is_quantized", False))
     merged = attached.merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, base.stored_dtype()))
     # As it is stored, but computed in float32: what is left of the difference is the rounding of the weights.
     rounded = log_probabilities(merged.float(), probes[:PROBES])
     merged.to(getattr(torch, base.stored_dtype()))
+    if is_tied(merged) != tied:
+        raise UserError(f"{adapter}: merging it would untie the base's head from its embeddings; nothing was written")
     with quiet():
         merged.save_pretrained(out)
     # Tokenizer and template as bytes: saved again by a library they could differ. Nothing else of the base's.
@@ -87,7 +97,14 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
             "merge into the base that the quantised copy was made from",
         ),
         *effect_kept(with_adapter, without, rounded, base.stored_dtype()),
-        _same_tie(merged),
+        seen(
+            "tie kept",
+            (11,),
+            is_tied(merged) == tied,
+            "what the base holds as one matrix, the merged model holds as one",
+            f"embedding and head are {'one matrix' if is_tied(merged) else 'two'}, in the base {'one' if tied else 'two'}",
+            "leave embeddings out of lora.target_modules and lora.modules_to_save",
+        ),
         seen(
             "template and tokenizer",
             (9,),
@@ -135,20 +152,29 @@ def divergence(from_: Sequence[torch.Tensor], to: Sequence[torch.Tensor]) -> flo
     return float(torch.cat(each).mean())
 
 
-def _same_tie(merged: Any) -> Finding:
-    """Whether embedding and head are still one matrix, where the base holds them as one."""
-    tied = bool(merged.config.get_text_config().tie_word_embeddings)
-    embedding, head = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
-    one = embedding.data_ptr() == head.data_ptr()
-    return seen(
-        "tie kept",
-        (11,),
-        one or not tied,
-        "what the base holds as one matrix, the merged model holds as one",
-        f"embedding and head are {'one matrix' if one else 'two'}, the base's {'one' if tied else 'two'}",
-        "leave embeddings out of lora.target_modules and lora.modules_to_save",
-    )
-
-
 def _tokenizer_files(base: Base) -> list[Path]:
     return [path for pattern in TOKENIZER_FILES for path in sorted(base.directory.glob(pattern))]
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether head and embeddings are one matrix: by what the model says of itself and by where the weights lie."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    one = head is not None and embeddings.weight.data_ptr() == head.weight.data_ptr()
+    return one and bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def _refuse_half_of(embeddings: torch.Tensor, attached: PeftModel, adapter: Path) -> None:
+    """Refuse an adapter on one use of a matrix that has two: merged, it would change the other as well.
+
+    Raises:
+        UserError: there is one.
+    """
+    on_it = [
+        name
+        for name, module in attached.named_modules()
+        if isinstance(module, LoraLayer | TrainableTokensLayer)
+        and module.get_base_layer().weight.data_ptr() == embeddings.data_ptr()
+    ]
+    # Trained tokens of a tied matrix lie on both of its uses, as one and the same weights.
+    if on_it and not (len(on_it) == 2 and all(name.endswith(".token_adapter") for name in on_it)):
+        raise UserError(f"{adapter}: adapts {on_it[0]} alone, whose weights are the base's head and embeddings at once")

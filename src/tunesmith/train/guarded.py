@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from transformers import Trainer
 
-from tunesmith.adapters import refuse_asleep
+from tunesmith.adapters import leading, refuse_asleep
 from tunesmith.errors import Diverged
 from tunesmith.prompt import Rendered
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.loss import nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.start import Start
 from tunesmith.train.tree import Limits, lay_out
 
 
@@ -36,19 +38,30 @@ class Guarded(Trainer):  # type: ignore[misc]
     lines: list[dict[str, Any]]
     """Of train.jsonl; a checkpoint remembers them."""
     limits: Limits | None
+    start: Start | None = None
+    """The weights that a fresh adapter begins with."""
+    lora_plus_ratio: float | None
+    optimizer: Any
     _own_loss: bool
     _sampler: FamilySampler
     _log_of_before: dict[str, Any] | None
 
-    def widen(self) -> None:
-        """Train in float32 whatever the base is held in."""
-        # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-
     def _get_train_sampler(self, train_dataset: Any = None) -> FamilySampler:
         return self._sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Upstream's optimizer, or peft's for LoRA+ (arXiv:2402.12354): lora_B's learning rate is a multiple."""
+        if self.optimizer is None and self.lora_plus_ratio is not None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = create_loraplus_optimizer(
+                self.model,
+                kind,
+                loraplus_lr_ratio=self.lora_plus_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **settings,
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
@@ -61,9 +74,8 @@ class Guarded(Trainer):  # type: ignore[misc]
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
         if self.state.global_step == 0:
             # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
-            trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-            held = [(name, p.grad) for name, p in trained if "lora_B" in name]
-            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
+            held = {name: weight.grad for name, weight in leading(self.model).items()}
+            refuse_asleep(self.model, {name for name, grad in held.items() if grad is None or not bool(grad.any())})
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from tunesmith import adapters, hardware, preferences
 from tunesmith.bases import Base
 from tunesmith.errors import UserError
 from tunesmith.hardware import Profile
+from tunesmith.methods import init_name
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, common_prefix
 from tunesmith.recipe import Recipe
 from tunesmith.tokens import Pair
 from tunesmith.train.loss import row_nll
 from tunesmith.train.pairs import PreferenceTrainer
+from tunesmith.train.start import begin, look_before
 from tunesmith.train.trainer import PROBED_ROWS, AdapterTrainer
 from tunesmith.train.tree import limits_for, shareable
 
@@ -72,11 +75,12 @@ def open_trainer(
     """A trainer with a fresh model.
 
     Raises:
-        UserError: peft or trl refuses a value of the recipe.
+        UserError: peft or trl refuses a value of the recipe, or its method does not fit base and rows.
     """
     model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization)
+    look_before(model, recipe.lora, rows)
     try:
-        return AdapterTrainer(
+        trainer = AdapterTrainer(
             model=model,
             args=sft_config(recipe, profile, scratch),
             rows=rows,
@@ -84,11 +88,15 @@ def open_trainer(
             limits=limits_for(model.config.get_text_config(), profile.device) if profile.share_prefixes else None,
             by_family=recipe.hardware.share_prefixes,
             own_loss=own_loss,
+            lora_plus_ratio=recipe.lora_plus_ratio,
             processing_class=base.tokenizer(),
-            peft_config=lora,
+            # A copy: peft writes into it, and a second trainer must begin as the first did.
+            peft_config=deepcopy(lora),
         )
     except ValueError as error:
         raise UserError(f"lora, trainer: peft or trl refuses them: {str(error).splitlines()[0]}") from None
+    trainer.start = begin(trainer.model, recipe, rows, base)
+    return trainer
 
 
 def preference_trainer(
@@ -118,6 +126,7 @@ def preference_trainer(
             pairs=pairs,
             ids=ids,
             by_family=recipe.hardware.share_prefixes,
+            lora_plus_ratio=recipe.lora_plus_ratio,
             processing_class=base.tokenizer(),
         )
     except (ValueError, NotImplementedError) as error:
@@ -162,8 +171,14 @@ def lora_config(recipe: Recipe) -> LoraConfig:
     Raises:
         UserError: peft refuses a value.
     """
+    keys = dict(recipe.lora)
+    if init_name(keys) == "loftq":
+        # peft would quantise a base of its own, on CUDA only; `start` does it on the base that there is.
+        del keys["init_lora_weights"]
+    if init_name(keys) == "eva":
+        keys.setdefault("eva_config", {})
     try:
-        return LoraConfig(task_type="CAUSAL_LM", **recipe.lora)
+        return LoraConfig(task_type="CAUSAL_LM", **keys)
     except (TypeError, ValueError) as error:
         raise UserError(f"lora: peft refuses it: {error}") from None
 

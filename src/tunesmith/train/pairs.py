@@ -57,6 +57,7 @@ class PreferenceTrainer(Guarded, DPOTrainer):  # type: ignore[misc]
         ids: Sequence[str] = (),
         by_family: bool = True,
         checkpoints: Checkpoints | None = None,
+        lora_plus_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         began = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -71,6 +72,7 @@ class PreferenceTrainer(Guarded, DPOTrainer):  # type: ignore[misc]
         self.rows = [max(_both(pair), key=lambda row: len(row.input_ids)) for pair in pairs]
         self.ids = ids or [f"number {number}" for number in range(1, len(pairs) + 1)]
         self.checkpoints = checkpoints
+        self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
         self.limits, self._own_loss = None, False
         self._log_of_before: dict[str, Any] | None = None

@@ -74,6 +74,9 @@ def train(
         say_choices(profile, trainer)
         watch = Watch(out / "train.jsonl", trainer.lines)
         binding = {**resumption.identity, "machine": machine(profile)}
+        if trainer.start is not None and trainer.start.taken_out is not None:
+            # Of a base that was changed a checkpoint holds nothing: it must have been changed alike.
+            binding["start"] = trainer.start.digest()
         trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
         checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
         witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
@@ -92,12 +95,17 @@ def train(
         found = witness.findings(how_it_began(checkpoint, drifted))
         findings.write(out, "train", found)
         findings.refuse(found, "train", Diverged)
+        if trainer.start is not None:
+            trainer.start.refuse_unmoved(trainer.model)
+    less = trainer.start.taken_out if trainer.start is not None else None
     adapters.save(
         trainer.model,
         out / "adapter",
         base=base,
         bound={
-            "quantization": recipe.quantization,
+            # The base that the adapter belongs to: less its start, a repair of 4 bits belongs to the unquantised one.
+            "quantization": recipe.quantization if less is None else "none",
+            "init_lora_weights": recipe.lora.get("init_lora_weights", True),
             "lora": recipe.lora,
             "prompt_digest": prompt_digest,
             "recipe_digest": sha256_json(recipe.as_dict()),
@@ -106,6 +114,7 @@ def train(
             "drift": drifted,
         }
         | ({"after": beginning.digest} if beginning else {}),
+        less=less,
     )
     plot_loss(watch.lines, out / "loss.png")
     lora = trainer.model.peft_config["default"]

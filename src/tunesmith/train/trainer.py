@@ -18,6 +18,7 @@ from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import gradient_error, nll_sum
 from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.start import widen
 from tunesmith.train.tree import Limits, lay_out
 
 
@@ -84,7 +85,7 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
     `ids` name the rows in messages.
     `limits` say what rows of a batch may share; none keeps them apart. `by_family` batches rows that begin alike
     together, by limits that no machine decides: what is learned does not depend on whether sharing pays here. Without
-    `own_loss` trl computes the loss.
+    `own_loss` trl computes the loss. `lora_plus_ratio` says by how much more lora_B learns than lora_A.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         by_family: bool = True,
         own_loss: bool = True,
         checkpoints: Checkpoints | None = None,
+        lora_plus_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, train_dataset=features(rows), **kwargs)
         self.rows = rows
         self.ids = ids or [f"number {number}" for number in range(1, len(rows) + 1)]
         self.checkpoints = checkpoints
+        self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
         """Of train.jsonl; a checkpoint remembers them."""
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
@@ -115,7 +118,7 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         self.weighed = 0
         """Passes whose count of loss tokens was held against the rows."""
         self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
-        self.widen()
+        widen(self.model)
 
     def work(self) -> Work:
         """The tokens of the first epoch."""
