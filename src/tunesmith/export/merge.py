@@ -102,7 +102,7 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
             (11,),
             is_tied(merged) == tied,
             "what the base holds as one matrix, the merged model holds as one",
-            f"embedding and head are {'one matrix' if is_tied(merged) else 'two'}, in the base {'one' if tied else 'two'}",
+            f"embedding and head are {'one' if is_tied(merged) else 'two'}, in the base {'one' if tied else 'two'}",
             "leave embeddings out of lora.target_modules and lora.modules_to_save",
         ),
         seen(
