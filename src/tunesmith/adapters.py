@@ -14,27 +14,38 @@ from tunesmith.files import read_json, sha256_file, write_json
 from tunesmith.runs import versions
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def save(model: "PeftModel", directory: Path, *, base: Base, bound: dict[str, Any]) -> None:
+def save(
+    model: "PeftModel",
+    directory: Path,
+    *,
+    base: Base,
+    bound: dict[str, Any],
+    weights: "dict[str, torch.Tensor] | None" = None,
+) -> None:
     """Write a trained adapter. `bound` goes into the manifest: what else the adapter belongs to.
+
+    `weights` are its own, by name, where the model holds only parts of them.
 
     Raises:
         Diverged: a weight is not finite, or a lora_B is still zero: of that module the adapter is no adapter.
     """
     import torch
 
-    weights = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    state = weights
+    weights = weights or {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
     refuse_asleep(model, {name for name, tensor in weights.items() if "lora_B" in name and not bool(tensor.any())})
     # The path of the base on this machine is neither a name nor part of the adapter.
     model.peft_config["default"].base_model_name_or_path = base.name
-    model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False, state_dict=state)
     (directory / "README.md").unlink(missing_ok=True)
     # peft writes sets in hash order, which differs from process to process.
     config = read_json(directory / "adapter_config.json")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from peft import LoraConfig
 from trl import SFTConfig
@@ -13,6 +14,7 @@ from tunesmith.hardware import Profile
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, common_prefix
 from tunesmith.recipe import Recipe
+from tunesmith.team import here
 from tunesmith.train.trainer import AdapterTrainer
 from tunesmith.train.tree import limits_for, shareable
 
@@ -25,8 +27,13 @@ def fitting_trainer(
 ) -> tuple[AdapterTrainer, Profile]:
     """A trainer whose gradients were compared with the model's own, and the profile that it runs with.
 
-    What does not hold on this very model is left out: first shared beginnings, then our loss.
+    What does not hold on this very model is left out: first shared beginnings, then our loss. Where the base is cut
+    among processes, its layers compute only as a whole: there the loss is trl's.
     """
+    if here().size > 1 and recipe.launch.kind != "ddp":
+        profile = choose_profile(recipe, rows, base, sharing=False)
+        profile = replace(profile, reasons=profile.reasons | {"share_prefixes": "the base is cut among processes"})
+        return open_trainer(recipe, rows, ids, base, profile, lora, scratch, own_loss=False), profile
     profile = choose_profile(recipe, rows, base, sharing=recipe.hardware.share_prefixes)
     trainer = open_trainer(recipe, rows, ids, base, profile, lora, scratch)
     if profile.share_prefixes and (reason := why_not_shared(trainer, profile)):
@@ -48,6 +55,7 @@ def choose_profile(recipe: Recipe, rows: Sequence[Rendered], base: Base, *, shar
         longest_row=max(len(row.input_ids) for row in rows),
         shared_tokens=common_prefix([shareable(row) for row in rows]),
         base_gib_fp32=_base_gib_fp32(base),
+        processes=here().size,
     )
 
 
@@ -67,16 +75,21 @@ def open_trainer(
     Raises:
         UserError: peft or trl refuses a value of the recipe.
     """
-    model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization)
+    # Made first: DeepSpeed's configuration decides how the weights are loaded.
+    args = sft_config(recipe, profile, scratch)
+    cut = here().size > 1 and recipe.launch.kind != "ddp"
+    # What is cut among GPUs may fit into none of them.
+    model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization, device="cpu" if cut else None)
     try:
         return AdapterTrainer(
             model=model,
-            args=sft_config(recipe, profile, scratch),
+            args=args,
             rows=rows,
             ids=ids,
             limits=limits_for(model.config.get_text_config(), profile.device) if profile.share_prefixes else None,
             by_family=recipe.hardware.share_prefixes,
             own_loss=own_loss,
+            team=here(),
             processing_class=base.tokenizer(),
             peft_config=lora,
         )
@@ -141,11 +154,21 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": profile.device == "cuda",
+        **_divided(recipe),
     }
     try:
         return SFTConfig(**{**recipe.trainer, **ours})
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: trl refuses it: {error}") from None
+
+
+def _divided(recipe: Recipe) -> dict[str, Any]:
+    """How several processes share the work, in upstream's words."""
+    if here().size == 1 or recipe.launch.kind == "ddp":
+        return {}
+    if recipe.launch.kind == "deepspeed":
+        return {"deepspeed": recipe.launch.deepspeed_config}
+    return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
 
 def _base_gib_fp32(base: Base) -> float:

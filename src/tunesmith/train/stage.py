@@ -18,7 +18,9 @@ from tunesmith.files import sha256_json
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
+from tunesmith.team import here
 from tunesmith.tokens import rendered_rows
+from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.dev import DevLoss
 from tunesmith.train.lock import write_lock
@@ -40,7 +42,7 @@ def train(
         Interrupted: it was asked to stop, and has saved a checkpoint.
         Diverged: a loss or a gradient became not a number, or the adapter learned nothing at all.
     """
-    recipe = loaded.recipe
+    recipe, team = loaded.recipe, here()
     renderer = Renderer(base.tokenizer(), base.end_ids())
     rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
     dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
@@ -50,12 +52,14 @@ def train(
     prompt_digest = renderer.digest(dataset.manifest()["systems"])
     lora = lora_config(recipe)
     with tempfile.TemporaryDirectory() as scratch, polite_stops() as stop:
-        trainer, profile = fitting_trainer(recipe, rows, ids, base, lora, scratch)
-        say_choices(profile, trainer)
+        trainer, profile = fitting_trainer(loaded.with_paths(), rows, ids, base, lora, scratch)
+        if team.leads:
+            say_choices(profile, trainer)
         watch = Watch(out / "train.jsonl", trainer.lines)
-        binding = {**resumption.identity, "machine": machine(profile)}
-        trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
-        checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
+        binding = {**resumption.identity, "machine": machine(profile, team.size, recipe.launch.kind)}
+        checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
+        trainer.checkpoints = checkpoints
+        checkpoint, drifted = team.lead(lambda: where_to_begin(checkpoints, resumption))
         trainer.add_callback(watch)
         trainer.add_callback(DevLoss(watch, dev, trainer))
         trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
@@ -64,22 +68,28 @@ def train(
         narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
         try:
             with narrow:
-                trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+                trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             watch.close()
         if trainer.changes_nothing(dev[:PROBED_ROWS]):
             raise Diverged("training: with the adapter the model answers as without it; nothing was written")
-    adapters.save(
-        trainer.model,
-        out / "adapter",
-        base=base,
-        bound={
-            "quantization": recipe.quantization,
-            "prompt_digest": prompt_digest,
-            "recipe_digest": sha256_json(recipe.as_dict()),
-            "train_digest": dataset.digest("train"),
-            "drift": drifted,
-        },
-    )
-    plot_loss(watch.lines, out / "loss.png")
-    write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base)
+    weights = state.trained(trainer.model) if trainer.is_cut else None
+
+    def publish() -> None:
+        adapters.save(
+            trainer.model,
+            out / "adapter",
+            base=base,
+            bound={
+                "quantization": recipe.quantization,
+                "prompt_digest": prompt_digest,
+                "recipe_digest": sha256_json(recipe.as_dict()),
+                "train_digest": dataset.digest("train"),
+                "drift": drifted,
+            },
+            weights=weights,
+        )
+        plot_loss(watch.lines, out / "loss.png")
+        write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base)
+
+    team.lead(publish)

@@ -1,9 +1,9 @@
 """trl's SFTTrainer, fed with our token ids and labels.
 
-Four things differ from upstream, each where upstream leaves room for a subclass: beginnings that rows of a batch share
+Five things differ from upstream, each where upstream leaves room for a subclass: beginnings that rows of a batch share
 are computed once and the head reads only what predicts a loss token (`loss`), batches hold rows that share a beginning
-or a length in a seeded order (`sampler`), checkpoints are our own (`checkpoints`, `state`), and a loss or a gradient
-that is not a number stops the run before it reaches the weights.
+or a length in a seeded order (`sampler`), checkpoints are our own (`checkpoints`, `state`), a loss or a gradient that
+is not a number stops the run before it reaches the weights, and several processes end in the same step.
 """
 
 import math
@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset as HFDataset
+from torch.distributed.fsdp import FSDPModule
 from trl import SFTTrainer
+from trl.models.utils import _ForwardRedirection
 
 from tunesmith.adapters import refuse_asleep
 from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
+from tunesmith.team import Team
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.loss import gradient_error, nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.shards import cut_optimizer, whole
 from tunesmith.train.tree import Limits, lay_out
 
 
@@ -89,7 +94,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     `ids` name the rows in messages.
     `limits` say what rows of a batch may share; none keeps them apart. `by_family` batches rows that begin alike
     together, by limits that no machine decides: what is learned does not depend on whether sharing pays here. Without
-    `own_loss` trl computes the loss.
+    `own_loss` trl computes the loss. `team` are the processes that train together.
     """
 
     def __init__(
@@ -101,9 +106,13 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         by_family: bool = True,
         own_loss: bool = True,
         checkpoints: Checkpoints | None = None,
+        team: Team = Team(),  # noqa: B008 - frozen
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, train_dataset=features(rows), **kwargs)
+        self.team = team
+        # What fills up the last batch: a token, and no loss.
+        self._blank = Rendered(rows[0].input_ids[:1], [], ends=False)
+        super().__init__(*args, train_dataset=features([*rows, self._blank] if team.size > 1 else rows), **kwargs)
         self.rows = rows
         self.ids = ids or [f"number {number}" for number in range(1, len(rows) + 1)]
         self.checkpoints = checkpoints
@@ -115,9 +124,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self.limits = limits if self._own_loss and not self.args.neftune_noise_alpha else None
         if self._own_loss:
             self.data_collator = Collator(self.limits)
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        at_once = self.args.per_device_train_batch_size * team.size
+        batch = at_once * self.args.gradient_accumulation_steps
         self._log_of_before: dict[str, Any] | None = None
-        self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
+        self._sampler = FamilySampler(
+            rows, batch, self.args.seed, Limits() if by_family else None, multiple=at_once if team.size > 1 else 1
+        )
+        self._lost = False
+        """Whether the loss of a pass was no number."""
         # trl casts the adapters of a quantised base to bfloat16. In it AdamW's late, small updates round to nothing.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -140,8 +154,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             return 0.0
         passes = [[self.rows[i] for i in rows[:PROBED_ROWS]] for rows in self._passes()[:PROBED]]
         rows = max(passes, key=lambda rows: len(lay_out(rows, self.limits).levels))
+        # One process's word for all: they must go the same way.
         with self.accelerator.autocast():
-            return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
+            model = self.accelerator.unwrap_model(self.model)
+            return self.team.lead(lambda: gradient_error(model, rows, self.limits))
 
     def _passes(self) -> list[list[int]]:
         size = self.args.per_device_train_batch_size
@@ -158,7 +174,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["labels"][1:]
         with self.accelerator.autocast():
-            total = nll_sum(self.accelerator.unwrap_model(model), inputs["levels"], targets)
+            total = self._through(model, inputs["levels"], targets)
         if self.model.training:
             self._total_train_tokens += inputs["tokens"]
         self._metrics["train" if self.model.training else "eval"]["num_tokens"] = [self._total_train_tokens]
@@ -168,20 +184,49 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             loss = loss * self.accelerator.num_processes
         return loss
 
+    def _through(self, model: Any, levels: Any, targets: torch.Tensor) -> torch.Tensor:
+        """Our loss; under DDP by way of its `forward`, which then sums the gradients of all processes."""
+        inner = self.accelerator.unwrap_model(model)
+        if inner is model:
+            return nll_sum(inner, levels, targets)
+        redirected = _ForwardRedirection()(model, inner, lambda: nll_sum(inner, levels, targets))
+        total: torch.Tensor = redirected
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Of several processes each has counted its own tokens only, and what fills up the last batch."""
+        if self.team.size > 1 and "num_tokens" in self._metrics["train"]:
+            self._metrics["train"]["num_tokens"] = [self._tokens_until(self.state.global_step)]
+        super().log(logs, start_time)
+
+    def _tokens_until(self, step: int) -> int:
+        epochs, within = divmod(step, self.steps_per_epoch)
+        lengths = self._sampler.lengths
+        # After the last step of an epoch the sampler still stands at that epoch; none of it is counted then.
+        read = [row for batch in self._sampler.batches()[:within] for row in batch]
+        return epochs * sum(lengths) + sum(lengths[row] for row in read)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
+        """One forward and backward pass; a loss that is not finite stops here, or at `_get_grad_norm` all processes."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise self._diverged(f"the loss became {loss.item()}")
+            self._lost = True
+            if self.team.size == 1:
+                raise self._diverged(f"the loss became {loss.item()}")
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
-        if self.state.global_step == 0:
+        # All processes stop in the same step, whichever of them has met it.
+        (lost,) = self.team.any(self._lost)
+        if lost:
+            raise self._diverged("the loss became no number")
+        if self.state.global_step == 0 and not self.is_deepspeed_enabled:
             # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
             held = [(name, p.grad) for name, p in self.model.named_parameters() if "lora_B" in name]
-            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
+            refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(whole(grad).any())})
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole(norm) if isinstance(norm, torch.Tensor) else norm
         # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             raise self._diverged(f"the gradient became {float(norm)}")
@@ -212,11 +257,44 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     def _named(self, rows: Sequence[int]) -> str:
         return ", ".join(self.ids[row] for row in rows)
 
+    # ------------------------------------------------------------------ several processes
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether each process holds parts of the weights only."""
+        return self.team.size > 1 and bool(self.args.fsdp or self.args.deepspeed)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also on a CPU let FSDP2 be FSDP2: there accelerate drops its plugin without a word, and trains by DDP."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args and getattr(self.accelerator.state, "fsdp_plugin", None) is None:
+            held = self.accelerator.state
+            held.distributed_type = DistributedType.FSDP
+            held.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The model as it trains; what was asked for and is not there would go wrong in silence."""
+        model, loader = super()._prepare_for_training(*args, **kwargs)
+        if self.team.size > 1:
+            assert isinstance(model, FSDPModule) == bool(self.args.fsdp), "FSDP2 was asked for"
+            assert self.accelerator.num_processes == self.team.size, "all processes train together"
+            # Dropout is each process's own, or rows at the same place of two processes would lose the same numbers.
+            torch.manual_seed(self.args.seed + self.team.rank)
+        return model, loader
+
     # ------------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.publish(self.state.global_step, lambda directory: state.write(self, directory))
+        weights, values = state.trained(self.model), state.remembered(self)
+
+        def publish() -> None:
+            assert self.checkpoints is not None
+            self.checkpoints.publish(
+                self.state.global_step, lambda directory: state.write(self, directory, weights, values)
+            )
+
+        self.team.lead(publish)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         state.restore_weights(self.model, Path(resume_from_checkpoint))
@@ -224,7 +302,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             held = state.read(Path(checkpoint))
-            self.optimizer.load_state_dict(held["optimizer"])
+            self.optimizer.load_state_dict(cut_optimizer(self.optimizer, held["optimizer"]))
             self.lr_scheduler.load_state_dict(held["scheduler"])
             if held["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(held["scaler"])
@@ -236,12 +314,16 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state.set_random_state(state.read(Path(checkpoint))["random"])
+            states = state.read(Path(checkpoint))["random"]
+            state.set_random_state(states if self.team.size == 1 else states[self.team.rank])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # Where an epoch is entered in its middle, accelerate tells the sampler of several processes no epoch.
+        self._sampler.set_epoch(kwargs["epoch"])
         # The trainer has just reset its counters: what was not logged yet when the checkpoint was written comes back.
         if log := self._log_of_before:
-            self._tr_loss = log["loss"].to(self.args.device)
+            own = log["loss"] if self.team.size == 1 else log["loss"][self.team.rank]
+            self._tr_loss = own.to(self.args.device)
             self._total_loss_scalar, self._globalstep_last_logged = log["total"], log["step"]
             self._total_train_tokens = log["tokens"]
             for mode, values in log["metrics"].items():
@@ -263,13 +345,15 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         was_training = self.model.training
         self.model.eval()
         model = self.accelerator.unwrap_model(self.model)
+        # Each process reads its part, and as many rows as any other: of a base that is cut all must compute at once.
+        own = [*rows, *[self._blank] * (-len(rows) % self.team.size)][self.team.rank :: self.team.size]
         with torch.no_grad(), self.accelerator.autocast():
             if self._own_loss:
-                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(rows))
+                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(own))
             else:
-                total = sum(float(row_nll(model, row)) for row in rows)
+                total = sum(float(row_nll(model, row)) for row in own)
         self.model.train(was_training)
-        return total / sum(len(row.completion_ids) for row in rows)
+        return self.team.sum(total) / sum(len(row.completion_ids) for row in rows)
 
     def _laid_out(self, rows: Sequence[Rendered]) -> Iterator[dict[str, Any]]:
         ordered = sorted(rows, key=lambda r: len(r.input_ids))
