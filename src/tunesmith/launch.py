@@ -9,11 +9,11 @@ a signal, whatever step is under way, and tells every failure a second time, wit
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from subprocess import DEVNULL, Popen
 from types import FrameType
 from typing import Any
 
@@ -48,22 +48,19 @@ def start(section: LaunchSection, arguments: Sequence[str]) -> int:
     assert section.processes is not None
     command = [sys.executable, "-m", "tunesmith.cli", *arguments]
     say(f"  starts {section.processes} processes ({section.kind})")
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[Popen[bytes]] = []
     with _passed_on(running):
         for environment in _environments(section.processes):
             # In sessions of their own: a terminal would signal them too, and they would take it for the second time.
-            running.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            running.append(Popen(command, env=environment, stdout=DEVNULL, start_new_session=True))
         codes = _ended(running)
-    if killed := [(rank, -code) for rank, code in enumerate(codes) if code < 0]:
-        told = [code for code in codes if code in TOLD]
-        if not told:
-            rank, number = killed[0]
-            name = signal.Signals(number).name
-            raise EnvironmentFault(
-                f"training: process {rank} of {section.processes} was ended by {name}; nothing was published",
-                hint="see in the machine's log whether memory was short; the same command goes on from the newest "
-                "checkpoint",
-            )
+    killed = [(rank, signal.Signals(-code).name) for rank, code in enumerate(codes) if code < 0]
+    if killed and not {ExitCode.USER, ExitCode.DIVERGED, ExitCode.INTERRUPTED} & set(codes):
+        rank, name = killed[0]
+        raise EnvironmentFault(
+            f"training: process {rank} of {section.processes} was ended by {name}; nothing was published",
+            hint="the same command goes on from the newest checkpoint; the machine's log may say that memory was short",
+        )
     return next((code for code in codes if code in TOLD), next((code for code in codes if code), 0))
 
 
@@ -88,7 +85,7 @@ def _environments(processes: int) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _passed_on(running: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+def _passed_on(running: Sequence["Popen[bytes]"]) -> Iterator[None]:
     """Pass signals on while the block runs: the first as it is, the second as the end. None outlives the block."""
     received = 0
 
@@ -115,7 +112,7 @@ def _passed_on(running: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def _ended(running: Sequence["subprocess.Popen[bytes]"]) -> list[int]:
+def _ended(running: Sequence["Popen[bytes]"]) -> list[int]:
     """The exit codes of all, minus the signal for those that one ended; a failed one takes the others with it."""
     failed_at: float | None = None
     while any(process.poll() is None for process in running):

@@ -286,6 +286,7 @@ class Line:
                 pass
             elif launch.asked(self.recipe.launch):
                 self._launch_training(resume, allow_drift)
+                return
             else:
                 from tunesmith.train.resume import Resumption
                 from tunesmith.train.stage import train
