@@ -360,8 +360,8 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
             "out of memory; nothing was published",
             hint="in training lower hardware.batch_tokens, else pick a smaller base or fewer shots (arms.*)",
         )
-    if type(error).__name__ in {"DistBackendError", "DistNetworkError"} or "Connection closed by peer" in str(error):
-        return EnvironmentFault("training: another of its processes is gone; nothing was published")
+    if isinstance(error, RuntimeError) and (told := re.search(r"^.*(gloo|NCCL).*$", str(error), re.MULTILINE)):
+        return EnvironmentFault(f"training: lost sight of another process; nothing was published ({told[0][:200]})")
     number = error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "SafetensorError" and (told := re.search(r"\(os error (\d+)\)", str(error))):
         # safetensors writes by itself, and says in words what the system said.

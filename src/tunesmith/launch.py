@@ -2,8 +2,7 @@
 
 Each is the same command with torchrun's words in its environment, so that those which torchrun, `accelerate launch` or
 a cluster has started on several machines are no different (`team`). On one machine we start them ourselves: torchrun
-turns every failure into exit code 1, while a run's exit code says what to do next, ends its processes 30 seconds after
-a signal, whatever step is under way, and tells every failure a second time, with a traceback of its own.
+turns every failure into exit code 1, while a run's exit code says what to do next, and adds a traceback of its own.
 """
 
 import os
@@ -35,6 +34,20 @@ TOLD = (ExitCode.USER, ExitCode.DIVERGED, ExitCode.ENVIRONMENT, ExitCode.INTERRU
 def asked(section: LaunchSection) -> bool:
     """Whether several processes must be started: the recipe asks for them, and nobody has started them yet."""
     return (section.processes or 1) > 1 and here().size == 1
+
+
+def disagreements(section: LaunchSection) -> list[str]:
+    """What whoever started this process was told otherwise than the recipe says."""
+    size = here().size
+    if size == 1:
+        return []
+    problems = []
+    if section.processes not in (None, size):
+        problems.append(f"launch.processes: the recipe says {section.processes}, the launcher has started {size}")
+    for word, kind in (("FSDP", "fsdp2"), ("DEEPSPEED", "deepspeed")):
+        if os.environ.get(f"ACCELERATE_USE_{word}", "").lower() == "true" and section.kind != kind:
+            problems.append(f"launch.kind: the recipe says {section.kind}, accelerate's own configuration {kind}")
+    return problems
 
 
 def start(section: LaunchSection, arguments: Sequence[str]) -> int:

@@ -170,13 +170,14 @@ class Line:
         """Hold the run; of processes that train together, the first holds it for all.
 
         Raises:
-            UserError: another process holds it, or there are not as many processes as the recipe says.
+            UserError: another process holds it, or the launcher was told otherwise than the recipe says.
         """
         team = here()
         with team.joined(), ExitStack() as stack:
-            stated = self.recipe.launch.processes
-            if team.size > 1 and stated not in (None, team.size):
-                raise UserError(f"launch.processes: the recipe says {stated}, the launcher has started {team.size}")
+            if problems := launch.disagreements(self.recipe.launch):
+                raise UserError(
+                    problems, hint="say the same to the launcher and, by `launch:` or `--set`, to the recipe"
+                )
             team.lead(lambda: bool(stack.enter_context(self.run.locked())))
             yield
 
@@ -291,7 +292,7 @@ class Line:
                 from tunesmith.train.resume import Resumption
                 from tunesmith.train.stage import train
 
-                if resume is None:
+                if resume is None and team.leads:
                     self._say_unfinished()
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
                 # Of several processes the first one writes; the others have a place for what they would write.

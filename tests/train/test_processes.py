@@ -21,7 +21,11 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from tests.faults.conftest import SETTINGS, Workshop
+from tunesmith.errors import UserError
+from tunesmith.launch import asked, disagreements, start
 from tunesmith.prompt import Rendered
+from tunesmith.sections import LaunchSection
+from tunesmith.team import here
 from tunesmith.train.sampler import FamilySampler
 
 # 32 rows in batches of 18: the second batch of each epoch is short, and one of its passes holds no row at all.
@@ -78,9 +82,7 @@ def together(train: Train) -> Finished:
 def largest_difference(one: Finished, other: Finished) -> float:
     differences = []
     for line, same in zip(one.lines, other.lines, strict=True):
-        assert {k: line[k] for k in ("step", "num_tokens", "epoch") if k in line} == {
-            k: same[k] for k in ("step", "num_tokens", "epoch") if k in same
-        }
+        assert (line["step"], line.get("num_tokens")) == (same["step"], same.get("num_tokens"))
         differences += [abs(line[key] - same[key]) for key in ("loss", "dev_nll") if key in line]
     assert len(differences) == 9
     return max(differences)
@@ -124,7 +126,7 @@ def test_every_row_is_trained_once_an_epoch_in_the_order_of_one_process(processe
                 assert [row for row in read if row < count] == [row for b in sampler.batches() for row in b]
                 assert len(read) == len(sampler)
                 # What fills up stands at the end, and is less than all processes read at once.
-                assert read[len(read) - (len(read) - count) :] == [count] * (len(read) - count)
+                assert read[count:] == [count] * (len(read) - count)
                 assert len(read) - count < processes * own
 
 
@@ -133,7 +135,6 @@ def test_only_one_process_talks(together: Finished) -> None:
     assert said.count("starts 2 processes (ddp)") == 1
     assert said.count("rows_per_pass = 3") == 1
     assert said.count("training  ") == 1
-    assert "arning" not in said
     assert len(said.splitlines()) < 16, said
 
 
@@ -204,11 +205,36 @@ def test_rows_that_cannot_be_divided_are_refused(workshop: Workshop) -> None:
     assert done.said.count("the 8 rows of a step") == 1, done.said
 
 
-def test_the_command_itself_and_what_a_person_launches_are_the_same(
+def test_processes_are_started_without_a_shell_and_end_with_their_code(capfd: pytest.CaptureFixture[str]) -> None:
+    two = LaunchSection(processes=2)
+    assert start(two, ["--version"]) == 0
+    assert start(two, ["recipe", "validate", "nobody; touch told"]) == 2
+    said = capfd.readouterr()
+    assert said.err.count("no such recipe") == 1
+    assert said.out == ""
+    assert not Path("told").exists()
+
+
+def test_a_launcher_that_was_told_otherwise_than_the_recipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disagreements(LaunchSection(processes=8)) == []
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert disagreements(LaunchSection(processes=8)) == [
+        "launch.processes: the recipe says 8, the launcher has started 4",
+        "launch.kind: the recipe says ddp, accelerate's own configuration fsdp2",
+    ]
+    assert disagreements(LaunchSection(processes=4, kind="fsdp2")) == []
+    assert not asked(LaunchSection(processes=4))
+    monkeypatch.delenv("RANK")
+    with pytest.raises(UserError, match="RANK: '' is no number"):
+        here()
+
+
+def test_processes_that_torchrun_has_started_join(
     workshop: Workshop,
     together: Finished,
 ) -> None:
-    """torchrun's processes join by themselves; nothing is forked or stood in for here."""
+    """Nothing is forked or stood in for here."""
     workshop.forget()
     sets = [part for text in (*SETTINGS, *UNEVEN) for part in ("--set", text)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -217,5 +243,6 @@ def test_the_command_itself_and_what_a_person_launches_are_the_same(
     done = subprocess.run(command, cwd=workshop.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("training  ") == 1
+    assert "arning" not in done.stderr
     joined = Finished(workshop, done.stderr)
     assert all(torch.equal(weight, together.weights[name]) for name, weight in joined.weights.items())

@@ -57,4 +57,8 @@ class Saver(TrainerCallback):  # type: ignore[misc]
         waited = time.monotonic() - self._saved >= 60 * self.section.every_minutes
         # Whichever process got the signal, all stop; and the first one's clock is that of all.
         self._stopping, waited = team.any(self.stop.requested, team.leads and waited)
+        if self.trainer.is_deepspeed_enabled:
+            if self._stopping:
+                raise Interrupted(f"training: stopped after step {state.global_step}; under DeepSpeed nothing is saved")
+            return False
         return self._stopping or waited or bool(steps and state.global_step % steps == 0)
