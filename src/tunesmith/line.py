@@ -7,7 +7,6 @@ tells a person what runs, what is skipped, how long each stage took and which pa
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -295,8 +294,7 @@ class Line:
                 if resume is None and team.leads:
                     self._say_unfinished()
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
-                # Of several processes the first one writes; the others have a place for what they would write.
-                with self.run.stage("train", inputs) if team.leads else _elsewhere() as out:
+                with self.run.stage("train", inputs) if team.leads else self.run.aside() as out:
                     train(
                         self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"), resumption=resumption
                     )
@@ -399,12 +397,6 @@ class Line:
             yield
         finally:
             self.times[stage] = time.monotonic() - began
-
-
-@contextmanager
-def _elsewhere() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
 
 
 def quiet_libraries() -> None:

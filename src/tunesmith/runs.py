@@ -7,6 +7,7 @@ whenever, a later command redoes exactly what is not finished.
 """
 
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,6 +107,12 @@ class Run:
                 "seconds": round(time.monotonic() - began, 1),
             },
         )
+
+    @contextmanager
+    def aside(self) -> Iterator[Path]:
+        """Give a scratch directory of which nothing is kept: of processes that train together only the first writes."""
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
 
     def _record_path(self, stage: str) -> Path:
         return self.directory / "stages" / f"{stage.replace('/', '-')}.json"
