@@ -7,6 +7,7 @@ Processes are real, and meet over gloo. Most are forked from one that has import
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -27,6 +28,7 @@ from tunesmith.prompt import Rendered
 from tunesmith.sections import LaunchSection
 from tunesmith.team import here
 from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.stops import ONE_SIGNAL, Stop
 
 # 32 rows in batches of 18: the second batch of each epoch is short, and one of its passes holds no row at all.
 UNEVEN = [
@@ -228,6 +230,24 @@ def test_a_launcher_that_was_told_otherwise_than_the_recipe_is_refused(monkeypat
     monkeypatch.delenv("RANK")
     with pytest.raises(UserError, match="RANK: '' is no number"):
         here()
+
+
+def test_a_signal_that_several_pass_on_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    stop = Stop()
+    stop.request(signal.SIGTERM, None)
+    stop.request(signal.SIGTERM, None)
+    assert stop.requested
+    stop._at -= ONE_SIGNAL
+    with pytest.raises(KeyboardInterrupt):
+        stop.request(signal.SIGTERM, None)
+
+
+def test_only_training_works_in_several_processes(workshop: Workshop) -> None:
+    done = workshop("baseline", "smoke", environment={"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"})
+    assert done.code == 2
+    assert "only `tunesmith train` works in several" in done.said
 
 
 def test_processes_that_torchrun_has_started_join(

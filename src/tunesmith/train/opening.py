@@ -54,7 +54,8 @@ def choose_profile(recipe: Recipe, rows: Sequence[Rendered], base: Base, *, shar
         recipe.model_copy(update={"hardware": hardware_section}),
         longest_row=max(len(row.input_ids) for row in rows),
         shared_tokens=common_prefix([shareable(row) for row in rows]),
-        base_gib_fp32=_base_gib_fp32(base),
+        # Where it is cut, each process holds its part.
+        base_gib_fp32=_base_gib_fp32(base) / (1 if recipe.launch.kind == "ddp" else here().size),
         processes=here().size,
     )
 
