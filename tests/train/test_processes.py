@@ -191,6 +191,8 @@ def test_what_happens_to_one_ends_all_and_is_told_once(
     assert done.code == code, done.said
     assert done.said.count(says) == 1, done.said
     assert "Traceback" not in done.said
+    # One that only lost sight of another stays silent where that one has told why.
+    assert fault.get("signals") or "lost sight" not in done.said
     assert workshop.adapter() is None
 
 
