@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.errors import UserError
 from tunesmith.hardware import Hardware, Profile, choose, look
 from tunesmith.recipe import Recipe
 
@@ -124,13 +125,19 @@ def test_shared_tokens_are_counted_once():
     batch_tokens=st.none() | st.integers(1, 100_000),
     longest_row=st.integers(1, 20_000),
     base_gib_fp32=st.floats(0, 500),
+    processes=st.integers(1, 9),
 )
 def test_the_cut_never_changes_the_rows_of_a_step(
-    hardware, batch, accumulation, batch_tokens, longest_row, base_gib_fp32
+    hardware, batch, accumulation, batch_tokens, longest_row, base_gib_fp32, processes
 ):
     wanted = recipe(batch=batch, accumulation=accumulation, batch_tokens=batch_tokens)
-    profile = choose(hardware, wanted, longest_row=longest_row, base_gib_fp32=base_gib_fp32)
-    assert profile.rows_per_pass * profile.accumulation == batch * (accumulation or 1)
+    size = {"longest_row": longest_row, "base_gib_fp32": base_gib_fp32, "processes": processes}
+    if batch * (accumulation or 1) % processes:
+        with pytest.raises(UserError, match=f"cannot be divided evenly among {processes} processes"):
+            choose(hardware, wanted, **size)
+        return
+    profile = choose(hardware, wanted, **size)
+    assert profile.rows_per_pass * profile.accumulation * processes == batch * (accumulation or 1)
     # One row always goes through; more only within the budget.
     if batch_tokens is not None:
         assert profile.rows_per_pass == 1 or profile.rows_per_pass * longest_row <= batch_tokens

@@ -64,7 +64,7 @@ BROKEN = {
         "base: tiny",
         "base: tiny\nxyzzy: 1",
         "recipes/toy.yaml:3: xyzzy: unknown key; known keys: after, arms, base, checkpoints, curate, data, "
-        "description, export, extends, gate, hardware, lora",
+        "description, export, extends, gate, hardware, launch",
     ),
     "typo in a section": (
         "  max_tokens: 64",
@@ -313,6 +313,9 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("hardware.dtype", "auto", "default"),
         ("hardware.batch_tokens", None, "default"),
         ("hardware.share_prefixes", True, "default"),
+        ("launch.processes", None, "default"),
+        ("launch.kind", "ddp", "default"),
+        ("launch.deepspeed_config", None, "default"),
         ("checkpoints.every_minutes", 5.0, "default"),
         ("checkpoints.every_steps", None, "default"),
         ("checkpoints.keep", 2, "default"),
@@ -416,6 +419,27 @@ REFUSED_SETS = {
     "reserved": ("trainer.seed=3", "--set: trainer.seed: set by the toolkit; use `seed`"),
     "nothing": ("seed=", "--set: seed: input should be a valid integer, not None"),
     "missing schema file": ("data.schema=x.json", "--set: data.schema: no such file 'x.json'"),
+    "no processes": (
+        "launch.processes=0",
+        "--set: launch.processes: input should be greater than or equal to 1, not 0",
+    ),
+    "processes that share in another way": (
+        "launch.kind=fsdp1",
+        "--set: launch.kind: input should be 'ddp', 'fsdp2' or 'deepspeed', not 'fsdp1'",
+    ),
+    "a divided base in one process": (
+        "launch={processes: 1, kind: fsdp2}",
+        "--set: launch: `kind: fsdp2` divides the base among processes; state more than one",
+    ),
+    "DeepSpeed without its file": (
+        "launch.kind=deepspeed",
+        "--set: launch: `kind: deepspeed` and `deepspeed_config` need each other; state both or neither",
+    ),
+    "DeepSpeed with a file that is not there": (
+        "launch={kind: deepspeed, deepspeed_config: zero3.json}",
+        "--set: launch.deepspeed_config: no such file 'zero3.json'",
+    ),
+    "sharding in upstream's words": ("trainer.fsdp=true", "--set: trainer.fsdp: set by the toolkit; use `launch.kind`"),
     "another section": ("gates.alpha=0.1", "--set: gates: unknown key; did you mean `gate`?"),
 }
 
@@ -423,6 +447,21 @@ REFUSED_SETS = {
 @pytest.mark.parametrize(("text", "message"), REFUSED_SETS.values(), ids=REFUSED_SETS.keys())
 def test_a_wrong_set_is_refused(write, text, message):
     assert refusal(write("toy", RECIPE), sets=[text]) == message
+
+
+def test_a_base_in_four_bits_is_not_divided(write):
+    sets = ["launch.kind=fsdp2", "quantization=nf4"]
+    message = "--set: launch.kind: a 4-bit base cannot be divided among processes; use `ddp`, or `quantization: none`"
+    assert refusal(write("toy", RECIPE), sets=sets) == message
+    assert load_recipe("toy", root=write("toy", RECIPE), sets=["launch.processes=2", "quantization=nf4"])
+
+
+def test_deepspeeds_file_is_found_from_the_project(write, tmp_path):
+    root = write("toy", RECIPE)
+    (root / "zero3.json").write_text("{}")
+    loaded = load_recipe("toy", root=root, sets=["launch={kind: deepspeed, deepspeed_config: zero3.json}"])
+    assert loaded.with_paths().launch.deepspeed_config == str(root / "zero3.json")
+    assert loaded.recipe.launch.deepspeed_config == "zero3.json"
 
 
 def shipped(repository):

@@ -33,21 +33,22 @@ def save(
     base: Base,
     bound: dict[str, Any],
     less: "Mapping[str, torch.Tensor] | None" = None,
+    whole: "dict[str, torch.Tensor] | None" = None,
 ) -> None:
     """Write a trained adapter. `bound` goes into the manifest: what else the adapter belongs to.
 
     `less` are A and B as they were at the start, where they are to be taken away again: the adapter was trained on a
-    base out of which they had been taken.
+    base out of which they had been taken. `whole` are its weights, by name, where the model holds only parts of them.
 
     Raises:
         Diverged: a weight is not finite, or a lora_B is still zero: of that module the adapter is no adapter.
     """
     import torch
 
-    weights = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    weights = whole or {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
-    refuse_asleep(model, {name for name, tensor in leading(model).items() if not bool(tensor.any())})
+    refuse_asleep(model, {name for name in leading(model) if not bool(weights[name].any())})
     trained = model.peft_config["default"]
     model.peft_config["default"] = _as_published(trained, base, ranks=1 if less is None else 2)
     try:
@@ -57,7 +58,7 @@ def save(
             save_embedding_layers=False,
             # Beside it there may be the reference of preference tuning.
             selected_adapters=["default"],
-            state_dict=_difference(model.state_dict(), less or {}),
+            state_dict=_difference(model.state_dict() if whole is None else whole, less or {}),
         )
     finally:
         model.peft_config["default"] = trained

@@ -120,7 +120,7 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
         )
     if device is None and torch.cuda.is_available():
-        settings["device_map"] = {"": 0}
+        settings["device_map"] = {"": torch.cuda.current_device()}
     with quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, dtype=dtype, **settings

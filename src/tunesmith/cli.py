@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith import __version__
-from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError
+from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError, UserError
 
 app = typer.Typer(
     help="Fine-tune open models with LoRA and QLoRA; ship an adapter only on evidence.",
@@ -52,9 +52,23 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-def _line(recipe: str, base: str | None, sets: list[str] | None, runs: Path, dist: Path = Path("dist")) -> Any:
+def _line(
+    recipe: str,
+    base: str | None,
+    sets: list[str] | None,
+    runs: Path,
+    dist: Path = Path("dist"),
+    *,
+    together: bool = False,
+) -> Any:
     from tunesmith.line import Line, quiet_libraries
+    from tunesmith.team import here
 
+    if here().size > 1 and not together:
+        raise UserError(
+            "WORLD_SIZE: a launcher has started several processes, and only `tunesmith train` works in several",
+            hint="give this command by itself; it starts what the recipe's `launch:` asks for",
+        )
     quiet_libraries()
     return Line(recipe, base=base, sets=sets or [], runs=runs, dist=dist)
 
@@ -214,11 +228,14 @@ def train(
     ] = False,
 ) -> None:
     """Train the adapter (after the check); a run that was stopped goes on from its newest checkpoint."""
-    line = _line(recipe, base, sets, runs)
-    with line.run.locked():
+    from tunesmith.team import here
+
+    line = _line(recipe, base, sets, runs, together=True)
+    with line.held():
         line.check()
         line.train(resume=resume, allow_drift=allow_drift)
-    typer.echo(line.run.path("adapter"))
+    if here().leads:
+        typer.echo(line.run.path("adapter"))
 
 
 @app.command()
@@ -324,27 +341,41 @@ INTERRUPTED_BY_TYPER = 130
 
 
 def guarded(command: Callable[[], object]) -> int:
-    """Run a command and return its exit code; a person's or the machine's fault is told without a traceback."""
+    """Run a command and return its exit code; a person's or the machine's fault is told without a traceback.
+
+    Of several processes that fail, one tells.
+    """
+    from tunesmith.team import here
+
     try:
         command()
     except SystemExit as stop:
         if stop.code == INTERRUPTED_BY_TYPER:
-            print(INTERRUPTED, file=sys.stderr)
+            _tell(INTERRUPTED)
             return ExitCode.INTERRUPTED
         return int(stop.code or 0) if not isinstance(stop.code, str) else ExitCode.BUG
     except TunesmithError as error:
-        print(error.text, file=sys.stderr)
+        _tell(error.text)
         return error.exit_code
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        _tell(INTERRUPTED)
         return ExitCode.INTERRUPTED
     except Exception as error:
         fault = _environment_fault(error)
-        if fault is None:
+        if fault is not None:
+            _tell(fault.text)
+            return fault.exit_code
+        if here().tells():
             raise
-        print(fault.text, file=sys.stderr)
-        return fault.exit_code
+        return ExitCode.BUG
     return ExitCode.DONE
+
+
+def _tell(text: str) -> None:
+    from tunesmith.team import here
+
+    if here().tells():
+        print(text, file=sys.stderr)
 
 
 def _environment_fault(error: Exception) -> EnvironmentFault | None:
@@ -354,6 +385,8 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
             "out of memory; nothing was published",
             hint="in training lower hardware.batch_tokens, else pick a smaller base or fewer shots (arms.*)",
         )
+    if isinstance(error, RuntimeError) and (told := re.search(r"^.*(gloo|NCCL).*$", str(error), re.MULTILINE)):
+        return EnvironmentFault(f"training: lost sight of another process; nothing was published ({told[0][:200]})")
     number = error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "SafetensorError" and (told := re.search(r"\(os error (\d+)\)", str(error))):
         # safetensors writes by itself, and says in words what the system said.

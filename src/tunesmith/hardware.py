@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tunesmith.errors import UserError
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def look() -> Hardware:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         # Turing answers yes to is_bf16_supported() because it emulates it; the units came with Ampere.
         bf16 = properties.major >= 8
         return Hardware("cuda", properties.name, properties.total_memory / GIB, cores, bf16, _has_triton())
@@ -64,12 +65,21 @@ def look() -> Hardware:
 
 
 def choose(
-    hardware: Hardware, recipe: Recipe, *, longest_row: int, base_gib_fp32: float, shared_tokens: int = 0
+    hardware: Hardware,
+    recipe: Recipe,
+    *,
+    longest_row: int,
+    base_gib_fp32: float,
+    shared_tokens: int = 0,
+    processes: int = 1,
 ) -> Profile:
     """Pick dtype, checkpointing and the cut of the batch.
 
     `longest_row` in tokens; `shared_tokens` are those that all rows begin with; `base_gib_fp32` is the base's size if
-    all its weights were float32.
+    all its weights were float32. A step's rows are divided evenly among `processes`.
+
+    Raises:
+        UserError: they cannot be.
     """
     reasons: dict[str, str] = {}
     dtype = recipe.hardware.dtype
@@ -94,6 +104,12 @@ def choose(
         )
 
     batch = recipe.trainer["per_device_train_batch_size"] * recipe.trainer.get("gradient_accumulation_steps", 1)
+    if batch % processes:
+        raise UserError(
+            f"launch: the {batch} rows of a step (trainer.per_device_train_batch_size times "
+            f"gradient_accumulation_steps) cannot be divided evenly among {processes} processes; change one of the two"
+        )
+    own = batch // processes
     tokens = recipe.hardware.batch_tokens
     if tokens is None:
         # A CPU is busy with a thousand tokens; a GPU wants as many as its memory holds.
@@ -101,12 +117,13 @@ def choose(
     sharing, reasons["share_prefixes"] = _share(recipe, checkpointing)
     once = shared_tokens if sharing else 0
     fits = max(1, (tokens - once) // max(longest_row - once, 1))
-    rows = max(divisor for divisor in range(1, min(batch, fits) + 1) if batch % divisor == 0)
+    rows = max(divisor for divisor in range(1, min(own, fits) + 1) if own % divisor == 0)
+    among = f" among {processes} processes" if processes > 1 else ""
     beginning = f", of which {once} shared" if once else ""
     reasons["rows_per_pass"] = (
-        f"{batch} rows a step, at most {tokens} tokens a pass, longest row {longest_row}{beginning}"
+        f"{batch} rows a step{among}, at most {tokens} tokens a pass, longest row {longest_row}{beginning}"
     )
-    return Profile(hardware.device, dtype, checkpointing, rows, batch // rows, sharing, reasons)
+    return Profile(hardware.device, dtype, checkpointing, rows, own // rows, sharing, reasons)
 
 
 def _share(recipe: Recipe, checkpointing: bool) -> tuple[bool, str]:

@@ -9,12 +9,12 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import adapters, bases, findings
+from tunesmith import adapters, bases, findings, launch
 from tunesmith.bases import Base
 from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged, UserError
@@ -25,6 +25,7 @@ from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
+from tunesmith.team import here
 from tunesmith.tokens import rendered_rows
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Line:
         dist: Path = Path("dist"),
     ) -> None:
         override = [f"base={base}"] if base else []
+        self.asked = [recipe, "--runs", str(runs), *(part for text in (*sets, *override) for part in ("--set", text))]
+        """This line as a command's arguments."""
         self.loaded: LoadedRecipe = load_recipe(recipe, root=root, sets=[*sets, *override])
         self.recipe = self.loaded.recipe
         self.dataset = Dataset(self.loaded.data_directory)
@@ -180,6 +183,22 @@ class Line:
         if stale:
             raise UserError(stale)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run; of processes that train together, the first holds it for all.
+
+        Raises:
+            UserError: another process holds it, or the launcher was told otherwise than the recipe says.
+        """
+        team = here()
+        with team.joined(), ExitStack() as stack:
+            if problems := launch.disagreements(self.recipe.launch):
+                raise UserError(
+                    problems, hint="say the same to the launcher and, by `launch:` or `--set`, to the recipe"
+                )
+            team.lead(lambda: bool(stack.enter_context(self.run.locked())))
+            yield
+
     # ------------------------------------------------------------------ stages
 
     def curate(self, *, again: bool = False, **options: Any) -> None:
@@ -212,6 +231,9 @@ class Line:
 
     def check(self) -> None:
         """Render and check every training row."""
+        here().lead(self._check)
+
+    def _check(self) -> None:
         from tunesmith.check.stage import check, refuse_failed
 
         inputs = self._common() | {
@@ -277,15 +299,21 @@ class Line:
         `resume` is another run, or a checkpoint of it, to begin from; `allow_drift` takes a checkpoint made otherwise.
         """
         inputs, checkpoints = self._trained_on(), self.run.path("checkpoints")
+        team = here()
         with self._timed("train"):
-            if not self._skip("train", inputs, "adapter"):
+            if team.lead(lambda: self._skip("train", inputs, "adapter")):
+                pass
+            elif launch.asked(self.recipe.launch):
+                self._launch_training(resume, allow_drift)
+                return
+            else:
                 from tunesmith.train.resume import Resumption
                 from tunesmith.train.stage import train
 
-                if resume is None:
+                if resume is None and team.leads:
                     self._say_unfinished()
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
-                with self.run.stage("train", inputs) as out:
+                with self.run.stage("train", inputs) if team.leads else self.run.aside() as out:
                     train(
                         self.loaded,
                         self.dataset,
@@ -295,8 +323,18 @@ class Line:
                         resumption=resumption,
                         beginning=self.beginning,
                     )
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            if team.leads:
+                shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")
+
+    def _launch_training(self, resume: Path | None, allow_drift: bool) -> None:
+        """Train in processes of their own, and end as they end."""
+        more = ["--resume", str(resume)] if resume else []
+        more += ["--allow-drift"] if allow_drift else []
+        with self.run.lent():
+            code = launch.start(self.recipe.launch, ["train", *self.asked, *more])
+        if code:
+            raise SystemExit(code)
 
     def _say_unfinished(self) -> None:
         """Tell of trainings of this recipe that were stopped and were set otherwise: none of them goes on here."""
@@ -399,8 +437,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # One process drives one GPU; trl refuses to train where it sees more.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    if here().size > 1:
+        # What torch says to each process of its own; errors are raised.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    else:
+        # A process alone drives one GPU; trl refuses to train where it sees more.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     import logging
     import warnings
 

@@ -24,6 +24,7 @@ from tunesmith.sections import (
     ExportSection,
     GateSection,
     HardwareSection,
+    LaunchSection,
     ScoreSection,
     Section,
 )
@@ -87,6 +88,15 @@ RESERVED: dict[str, dict[str, str]] = {
         "eval_steps": "the dev split is scored after each epoch",
         "save_steps": "use `checkpoints`",
         "save_total_limit": "use `checkpoints.keep`",
+        "fsdp": "use `launch.kind`",
+        "fsdp_config": "use `launch.kind`",
+        "deepspeed": "use `launch.deepspeed_config`",
+        "ddp_backend": "the hardware profile decides it",
+        "ddp_timeout": "processes wait as long as the others are at work",
+        "parallelism_config": "use `launch`",
+        "accelerator_config": "every row is trained once an epoch, whatever the number of processes",
+        "dataloader_drop_last": "every row is trained once an epoch",
+        "average_tokens_across_devices": "the loss is normalised by the loss tokens of the whole step",
         "save_only_model": "a checkpoint holds all that a resumed run needs",
         "ignore_data_skip": "a resumed run goes on where it stopped",
         "restore_callback_states_from_checkpoint": "a resumed run goes on where it stopped",
@@ -140,6 +150,7 @@ class Recipe(Section):
     after: Annotated[str, Field(min_length=1)] | None = None
     """Whose adapter `trainer.kind: dpo` begins from: a recipe beside this one, or a run (`runs/<id>`)."""
     hardware: HardwareSection = HardwareSection()
+    launch: LaunchSection = LaunchSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     arms: ArmsSection
     gate: GateSection
@@ -192,6 +203,14 @@ class LoadedRecipe:
     def schema_path(self) -> Path:
         """The JSON Schema of completions."""
         return self.root / self.recipe.data.output_schema
+
+    def with_paths(self) -> Recipe:
+        """The recipe with its launcher's file where it lies."""
+        launch = self.recipe.launch
+        if launch.deepspeed_config is None:
+            return self.recipe
+        placed = launch.model_copy(update={"deepspeed_config": str(self.root / launch.deepspeed_config)})
+        return self.recipe.model_copy(update={"launch": placed})
 
     def overrides(self) -> list[str]:
         """The `--set` options that shaped this recipe, as `key=value`."""
@@ -259,10 +278,19 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         problems += [_as_text(e["loc"], e, source, label) for e in error.errors()]
     if problems or recipe is None:
         raise UserError(sorted(problems, key=_by_line))
+    if recipe.launch.kind != "ddp" and recipe.quantization != "none":
+        raise UserError(
+            f"{source.place(('launch', 'kind'), label)}: launch.kind: a 4-bit base cannot be divided among processes; "
+            "use `ddp`, or `quantization: none`"
+        )
     loaded = LoadedRecipe(recipe, source, label, root)
     if not loaded.schema_path.is_file():
         place = source.place(("data", "schema"), label)
         raise UserError(f"{place}: data.schema: no such file {recipe.data.output_schema!r}")
+    config = recipe.launch.deepspeed_config
+    if config is not None and not (root / config).is_file():
+        place = source.place(("launch", "deepspeed_config"), label)
+        raise UserError(f"{place}: launch.deepspeed_config: no such file {config!r}")
     return loaded
 
 

@@ -7,6 +7,7 @@ whenever, a later command redoes exactly what is not finished.
 """
 
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Run:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._lock = FileLock(directory / ".lock", timeout=0)
 
     @classmethod
     def of(cls, runs: Path, recipe_name: str, identity: Mapping[str, Any]) -> "Run":
@@ -52,12 +54,19 @@ class Run:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.directory / ".lock", timeout=0):
+            with self._lock:
                 yield
         except Timeout:
             raise UserError(
                 f"{self.directory}: another tunesmith is at work in this run; wait for it or stop it"
             ) from None
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let processes that this one started hold the run while the block runs."""
+        self._lock.release(force=True)
+        yield
+        self._lock.acquire()
 
     def is_done(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Whether a stage finished with these inputs and its outputs still have the bytes it wrote."""
@@ -98,6 +107,12 @@ class Run:
                 "seconds": round(time.monotonic() - began, 1),
             },
         )
+
+    @contextmanager
+    def aside(self) -> Iterator[Path]:
+        """Give a scratch directory of which nothing is kept: of processes that train together only the first writes."""
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
 
     def _record_path(self, stage: str) -> Path:
         return self.directory / "stages" / f"{stage.replace('/', '-')}.json"

@@ -5,7 +5,7 @@ What a recipe says of its data, before any row of it is trained on, stands in `c
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,6 +45,26 @@ class HardwareSection(Section):
     """Most padded tokens in one forward pass of training; none lets the profile pick."""
     share_prefixes: bool = True
     """Whether to compute what rows of a batch begin with once, where that pays and is exact."""
+
+
+class LaunchSection(Section):
+    """In how many processes training runs, and how they share the work."""
+
+    processes: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Processes in all, one a GPU; a step's rows are divided evenly among them. Where no launcher has started them,
+    they are started on this machine. None: as many as a launcher has started, else one."""
+    kind: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    """`ddp`: each process holds the whole base. `fsdp2`: it is cut among them. `deepspeed`: as its own file says."""
+    deepspeed_config: str | None = None
+    """DeepSpeed's own JSON file, relative to the project; for `kind: deepspeed`, which needs it."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "LaunchSection":
+        if (self.kind == "deepspeed") != (self.deepspeed_config is not None):
+            raise ValueError("`kind: deepspeed` and `deepspeed_config` need each other; state both or neither")
+        if self.kind != "ddp" and self.processes == 1:
+            raise ValueError(f"`kind: {self.kind}` divides the base among processes; state more than one")
+        return self
 
 
 class CheckpointsSection(Section):

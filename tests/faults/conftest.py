@@ -77,7 +77,7 @@ def server() -> Iterator["subprocess.Popen[str]"]:
     """The process that forks all others."""
     command = [sys.executable, str(Path(__file__).with_name("server.py"))]
     # One thread: the steps are small, and other tests may share the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     yield process
     assert process.stdin is not None

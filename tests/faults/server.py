@@ -23,6 +23,7 @@ SEAMS = {
     "rename": "tunesmith.train.checkpoints.replace",
     "let go": "tunesmith.train.checkpoints.rmtree",
     "step": "tunesmith.train.guarded.Guarded.training_step",
+    "collate": "tunesmith.train.trainer.Collator.__call__",
     "dev": "tunesmith.train.guarded.Guarded.token_nll",
     "adapter": "tunesmith.adapters.write_json",
     "publish": "tunesmith.runs.publish",
@@ -45,7 +46,9 @@ def plant(fault: dict[str, Any]) -> None:
     def faulty(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == fault.get("call", 1):
+        if fault.get("note"):
+            note(arguments)
+        elif calls == fault.get("call", 1):
             happen(fault, arguments)
         return real(*arguments, **options)
 
@@ -53,11 +56,13 @@ def plant(fault: dict[str, Any]) -> None:
 
 
 def happen(fault: dict[str, Any], arguments: tuple[Any, ...]) -> None:
-    """Do what the fault says."""
+    """Do what the fault says; of several processes, in the one that it names."""
     import torch
 
+    if "rank" in fault and fault["rank"] != int(os.environ["RANK"]):
+        return
     for name in fault.get("signals", []):
-        os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+        os.kill(os.getppid() if fault.get("to") == "launcher" else os.getpid(), getattr(signal, f"SIG{name}"))
     if "errno" in fault:
         raise OSError(fault["errno"], os.strerror(fault["errno"]), "somewhere")
     if fault.get("out_of_memory"):
@@ -69,10 +74,74 @@ def happen(fault: dict[str, Any], arguments: tuple[Any, ...]) -> None:
             parameter.view(-1)[0] = float(fault.get("value", "nan"))
 
 
+def note(arguments: tuple[Any, ...]) -> None:
+    """Note the rows that this process collates into a batch."""
+    with open(f"read-{os.environ['RANK']}.jsonl", "a", encoding="utf-8") as stream:
+        for row in arguments[1]:
+            stream.write(json.dumps(row) + "\n")
+
+
+class Forked:
+    """Stands in for `Popen` where tunesmith starts itself in several processes: the same, but for importing torch."""
+
+    def __init__(self, command: list[str], env: dict[str, str], stdout: int, start_new_session: bool) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.environ.clear()
+            os.environ |= env
+            serve(command[3:])
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the signal, once it has ended."""
+        if self.returncode is None:
+            child, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if child else None
+        return self.returncode
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        while self.poll() is None:
+            time.sleep(0.01)
+
+    def send_signal(self, number: int) -> None:
+        """Signal it."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def serve(arguments: list[str]) -> None:
+    """Be the `tunesmith` command, to the end of this process."""
+    from tunesmith.cli import app, guarded
+
+    sys.argv = ["tunesmith", *arguments]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = guarded(app)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def refuse_network() -> None:
     """Let no connection out of this process."""
 
+    connect = socket.socket.connect
+
     def refuse(*arguments: Any) -> Any:
+        if "RANK" in os.environ and arguments[1][0] == "127.0.0.1":
+            return connect(*arguments)
         raise AssertionError(f"a connection was tried: {arguments[1:]}")
 
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
@@ -107,15 +176,11 @@ def run(order: dict[str, Any], said: Path) -> int:
             import torch
 
             torch.set_num_threads(order["threads"])
-        from tunesmith.cli import app, guarded
+        from tunesmith import launch
 
-        sys.argv = ["tunesmith", *order["arguments"]]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = guarded(app)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        launch.Popen = Forked  # type: ignore[misc, assignment]
+        serve(order["arguments"])
+        raise AssertionError("unreachable")
     except BaseException:
         import traceback
 

@@ -1,8 +1,8 @@
 """What holds for every training, whatever its loss: the order of rows, checkpoints, and when a run must stop.
 
 A mixin over a trainer of trl: each method stands where transformers leaves room for a subclass. Checkpoints are our own
-(`checkpoints`, `state`), batches hold rows in a seeded order (`sampler`), and a loss or a gradient that is not a number
-stops the run before it reaches the weights.
+(`checkpoints`, `state`), batches hold rows in a seeded order (`sampler`), a loss or a gradient that is not a number
+stops the run before it reaches the weights, and several processes end in the same step (`tunesmith.team`).
 """
 
 import math
@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft.optimizers import create_loraplus_optimizer
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from tunesmith.adapters import leading, refuse_asleep
 from tunesmith.errors import Diverged
 from tunesmith.prompt import Rendered
+from tunesmith.team import Team
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.loss import nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
+from tunesmith.train.shards import cut_optimizer, whole
 from tunesmith.train.start import Start
 from tunesmith.train.tree import Limits, lay_out
 
@@ -38,11 +42,16 @@ class Guarded(Trainer):  # type: ignore[misc]
     lines: list[dict[str, Any]]
     """Of train.jsonl; a checkpoint remembers them."""
     limits: Limits | None
+    team: Team = Team()
+    """The processes that train together."""
     start: Start | None = None
     """The weights that a fresh adapter begins with."""
     lora_plus_ratio: float | None
     optimizer: Any
     _own_loss: bool
+    _blank: Rendered
+    _lost = False
+    """Whether the loss of a pass was no number."""
     _sampler: FamilySampler
     _log_of_before: dict[str, Any] | None
 
@@ -64,19 +73,27 @@ class Guarded(Trainer):  # type: ignore[misc]
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite stops here, before the optimizer."""
+        """One forward and backward pass; a loss that is not finite stops here, or at `_get_grad_norm` all processes."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise self._diverged(f"the loss became {loss.item()}")
+            self._lost = True
+            if self.team.size == 1:
+                raise self._diverged(f"the loss became {loss.item()}")
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
-        if self.state.global_step == 0:
+        # All processes stop in the same step, whichever of them has met it.
+        (lost,) = self.team.any(self._lost)
+        if lost:
+            raise self._diverged("the loss became no number")
+        if self.state.global_step == 0 and not self.is_deepspeed_enabled:
             # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
             held = {name: weight.grad for name, weight in leading(self.model).items()}
-            refuse_asleep(self.model, {name for name, grad in held.items() if grad is None or not bool(grad.any())})
+            asleep = {name for name, grad in held.items() if grad is None or not bool(whole(grad).any())}
+            refuse_asleep(self.model, asleep)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole(norm) if isinstance(norm, torch.Tensor) else norm
         # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             raise self._diverged(f"the gradient became {float(norm)}")
@@ -129,11 +146,44 @@ class Guarded(Trainer):  # type: ignore[misc]
     def _named(self, rows: Sequence[int]) -> str:
         return ", ".join(self.ids[row] for row in rows)
 
+    # ------------------------------------------------------------------ several processes
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether each process holds parts of the weights only."""
+        return self.team.size > 1 and bool(self.args.fsdp or self.args.deepspeed)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also on a CPU let FSDP2 be FSDP2: there accelerate drops its plugin without a word, and trains by DDP."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args and getattr(self.accelerator.state, "fsdp_plugin", None) is None:
+            held = self.accelerator.state
+            held.distributed_type = DistributedType.FSDP
+            held.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The model as it trains; what was asked for and is not there would go wrong in silence."""
+        model, loader = super()._prepare_for_training(*args, **kwargs)
+        if self.team.size > 1:
+            assert isinstance(model, FSDPModule) == bool(self.args.fsdp), "FSDP2 was asked for"
+            assert self.accelerator.num_processes == self.team.size, "all processes train together"
+            # Dropout is each process's own, or rows at the same place of two processes would lose the same numbers.
+            torch.manual_seed(self.args.seed + self.team.rank)
+        return model, loader
+
     # ------------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.publish(self.state.global_step, lambda directory: state.write(self, directory))
+        weights, values = state.trained(self.model), state.remembered(self)
+
+        def publish() -> None:
+            assert self.checkpoints is not None
+            self.checkpoints.publish(
+                self.state.global_step, lambda directory: state.write(self, directory, weights, values)
+            )
+
+        self.team.lead(publish)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         state.restore_weights(self.model, Path(resume_from_checkpoint))
@@ -141,7 +191,7 @@ class Guarded(Trainer):  # type: ignore[misc]
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             held = state.read(Path(checkpoint))
-            self.optimizer.load_state_dict(held["optimizer"])
+            self.optimizer.load_state_dict(cut_optimizer(self.optimizer, held["optimizer"]))
             self.lr_scheduler.load_state_dict(held["scheduler"])
             if held["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(held["scaler"])
@@ -153,12 +203,16 @@ class Guarded(Trainer):  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state.set_random_state(state.read(Path(checkpoint))["random"])
+            states = state.read(Path(checkpoint))["random"]
+            state.set_random_state(states if self.team.size == 1 else states[self.team.rank])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # Where an epoch is entered in its middle, accelerate tells the sampler of several processes no epoch.
+        self._sampler.set_epoch(kwargs["epoch"])
         # The trainer has just reset its counters: what was not logged yet when the checkpoint was written comes back.
         if log := self._log_of_before:
-            self._tr_loss = log["loss"].to(self.args.device)
+            own = log["loss"] if self.team.size == 1 else log["loss"][self.team.rank]
+            self._tr_loss = own.to(self.args.device)
             self._total_loss_scalar, self._globalstep_last_logged = log["total"], log["step"]
             self._total_train_tokens = log["tokens"]
             for mode, values in log["metrics"].items():
@@ -191,13 +245,15 @@ class Guarded(Trainer):  # type: ignore[misc]
         was_training = self.model.training
         self.model.eval()
         model = self.accelerator.unwrap_model(self.model)
+        # Each process reads its part, and as many rows as any other: of a base that is cut all must compute at once.
+        own = [*rows, *[self._blank] * (-len(rows) % self.team.size)][self.team.rank :: self.team.size]
         with torch.no_grad(), self.accelerator.autocast():
             if self._own_loss:
-                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(rows))
+                total = sum(float(nll_sum(model, **inputs)) for inputs in self._laid_out(own))
             else:
-                total = sum(float(row_nll(model, row)) for row in rows)
+                total = sum(float(row_nll(model, row)) for row in own)
         self.model.train(was_training)
-        return total / sum(len(row.completion_ids) for row in rows)
+        return self.team.sum(total) / sum(len(row.completion_ids) for row in rows)
 
     def _laid_out(self, rows: Sequence[Rendered]) -> Iterator[dict[str, Any]]:
         ordered = sorted(rows, key=lambda r: len(r.input_ids))

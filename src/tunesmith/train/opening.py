@@ -19,6 +19,7 @@ from tunesmith.methods import init_name
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, common_prefix
 from tunesmith.recipe import Recipe
+from tunesmith.team import here
 from tunesmith.tokens import Pair
 from tunesmith.train.loss import row_nll
 from tunesmith.train.pairs import PreferenceTrainer
@@ -35,8 +36,13 @@ def fitting_trainer(
 ) -> tuple[AdapterTrainer, Profile]:
     """A trainer whose gradients were compared with the model's own, and the profile that it runs with.
 
-    What does not hold on this very model is left out: first shared beginnings, then our loss.
+    What does not hold on this very model is left out: first shared beginnings, then our loss. Where the base is cut
+    among processes, its layers compute only as a whole: there the loss is trl's.
     """
+    if here().size > 1 and recipe.launch.kind != "ddp":
+        profile = choose_profile(recipe, rows, base, sharing=False)
+        profile = replace(profile, reasons=profile.reasons | {"share_prefixes": "the base is cut among processes"})
+        return open_trainer(recipe, rows, ids, base, profile, lora, scratch, own_loss=False), profile
     profile = choose_profile(recipe, rows, base, sharing=recipe.hardware.share_prefixes)
     trainer = open_trainer(recipe, rows, ids, base, profile, lora, scratch)
     if profile.share_prefixes and (reason := why_not_shared(trainer, profile)):
@@ -57,7 +63,9 @@ def choose_profile(recipe: Recipe, rows: Sequence[Rendered], base: Base, *, shar
         recipe.model_copy(update={"hardware": hardware_section}),
         longest_row=max(len(row.input_ids) for row in rows),
         shared_tokens=common_prefix([shareable(row) for row in rows]),
-        base_gib_fp32=_base_gib_fp32(base),
+        # Where it is cut, each process holds its part.
+        base_gib_fp32=_base_gib_fp32(base) / (1 if recipe.launch.kind == "ddp" else here().size),
+        processes=here().size,
     )
 
 
@@ -77,18 +85,23 @@ def open_trainer(
     Raises:
         UserError: peft or trl refuses a value of the recipe, or its method does not fit base and rows.
     """
-    model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization)
+    # Made first: DeepSpeed's configuration decides how the weights are loaded.
+    args = sft_config(recipe, profile, scratch)
+    cut = here().size > 1 and recipe.launch.kind != "ddp"
+    # What is cut among GPUs may fit into none of them.
+    model = base.model(dtype=profile.torch_dtype, quantization=recipe.quantization, device="cpu" if cut else None)
     look_before(model, recipe.lora, rows)
     try:
         trainer = AdapterTrainer(
             model=model,
-            args=sft_config(recipe, profile, scratch),
+            args=args,
             rows=rows,
             ids=ids,
             limits=limits_for(model.config.get_text_config(), profile.device) if profile.share_prefixes else None,
             by_family=recipe.hardware.share_prefixes,
             own_loss=own_loss,
             lora_plus_ratio=recipe.lora_plus_ratio,
+            team=here(),
             processing_class=base.tokenizer(),
             # A copy: peft writes into it, and a second trainer must begin as the first did.
             peft_config=deepcopy(lora),
@@ -107,6 +120,8 @@ def preference_trainer(
     Raises:
         UserError: peft or trl refuses a value, or the model or its reference would not begin as the adapter left it.
     """
+    if here().size > 1:
+        raise UserError("launch: preference tuning trains in one process; start one, or set launch.processes: 1")
     # Both answers of a pair stand in one pass.
     longest = 2 * max(len(row.input_ids) for pair in pairs for row in pair if row)
     profile = hardware.choose(hardware.look(), recipe, longest_row=longest, base_gib_fp32=_base_gib_fp32(base))
@@ -236,7 +251,17 @@ def _ours(recipe: Recipe, profile: Profile, directory: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": profile.device == "cuda",
+        **_divided(recipe),
     }
+
+
+def _divided(recipe: Recipe) -> dict[str, Any]:
+    """How several processes share the work, in upstream's words."""
+    if here().size == 1 or recipe.launch.kind == "ddp":
+        return {}
+    if recipe.launch.kind == "deepspeed":
+        return {"deepspeed": recipe.launch.deepspeed_config}
+    return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
 
 def _base_gib_fp32(base: Base) -> float:

@@ -75,6 +75,7 @@ class PreferenceTrainer(Guarded, DPOTrainer):  # type: ignore[misc]
         self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
         self.limits, self._own_loss = None, False
+        self._blank = Rendered(self.rows[0].input_ids[:1], [], ends=False)
         self._log_of_before: dict[str, Any] | None = None
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self._sampler = FamilySampler(self.rows, batch, self.args.seed, Limits() if by_family else None)

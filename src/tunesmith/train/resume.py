@@ -26,8 +26,8 @@ class Resumption:
     """Go on from a checkpoint that was made otherwise; what differs is recorded."""
 
 
-def where_to_begin(checkpoints: Checkpoints, resumption: Resumption) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from, if there is one, and where it was made otherwise than this run.
+def where_to_begin(checkpoints: Checkpoints, resumption: Resumption) -> tuple[str | None, list[str]]:
+    """The path of the checkpoint to go on from, if there is one, and where it was made otherwise than this run.
 
     Raises:
         UserError: it was made otherwise, and that was not allowed; or the one that was named is none.
@@ -49,7 +49,7 @@ def where_to_begin(checkpoints: Checkpoints, resumption: Resumption) -> tuple[Ch
     for difference in differences:
         say(f"  drift, allowed and recorded: {difference}")
     say(f"  goes on after step {found.step}, from {found.path}")
-    return found, differences
+    return str(found.path), differences
 
 
 def named_checkpoint(source: Path) -> Checkpoint:
@@ -66,15 +66,15 @@ def named_checkpoint(source: Path) -> Checkpoint:
     return read(source)
 
 
-def machine(profile: Profile) -> dict[str, Any]:
-    """What of a machine decides the last bits of what is computed."""
+def machine(profile: Profile, processes: int = 1, kind: str = "ddp") -> dict[str, Any]:
+    """What of a machine, and of `processes` on such machines, decides the last bits of what is computed."""
     import torch
 
     cuda = profile.device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
         "threads": None if cuda else torch.get_num_threads(),
-        "processes": 1,
+        "processes": 1 if processes == 1 else f"{processes}, {kind}",
         "dtype": profile.dtype,
         "gradient_checkpointing": profile.gradient_checkpointing,
         "rows_per_pass": profile.rows_per_pass,
@@ -83,13 +83,13 @@ def machine(profile: Profile) -> dict[str, Any]:
     }
 
 
-def how_it_began(checkpoint: Checkpoint | None, drifted: Sequence[str]) -> Finding:
+def how_it_began(checkpoint: str | None, drifted: Sequence[str]) -> Finding:
     """What there is to say of a run's beginning."""
     if checkpoint is None:
         evidence = "begun anew"
     else:
         agrees = f"made otherwise: {', '.join(drifted)}" if drifted else "nothing differs"
-        evidence = f"gone on after step {checkpoint.step}, {agrees}"
+        evidence = f"gone on from {Path(checkpoint).name}, {agrees}"
     return seen(
         "resumed as begun",
         (18,),

@@ -17,10 +17,16 @@ class FamilySampler(Sampler[int]):
 
     Rows whose deepest shared beginning is the same are cut, shuffled, into batches of like length. What is left of
     each family is joined, family by family, into batches that hold several.
+
+    `multiple` is how many rows all processes read at once. The last batch is filled up to such a multiple with the
+    number after the last row's, a row without loss: accelerate would fill it up with rows that were trained already.
     """
 
-    def __init__(self, rows: Sequence[Rendered], batch: int, seed: int, limits: Limits | None) -> None:
+    def __init__(
+        self, rows: Sequence[Rendered], batch: int, seed: int, limits: Limits | None, *, multiple: int = 1
+    ) -> None:
         self.batch = batch
+        self.multiple = multiple
         self.seed = seed
         self.epoch = 0
         self.families = list(families([shareable(row) for row in rows], limits))
@@ -31,11 +37,12 @@ class FamilySampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + -len(self.lengths) % self.multiple
 
     def __iter__(self) -> Iterator[int]:
         for batch in self.batches():
             yield from batch
+            yield from [len(self.lengths)] * (-len(batch) % self.multiple)
 
     def batches(self) -> list[list[int]]:
         """The epoch's batches. A short one stands last: the data loader cuts batches by count."""

@@ -24,6 +24,7 @@ class Saver(TrainerCallback):  # type: ignore[misc]
         self.section = section
         self.stop = stop
         self._saved = time.monotonic()
+        self._stopping = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save within an epoch."""
@@ -41,7 +42,7 @@ class Saver(TrainerCallback):  # type: ignore[misc]
             Interrupted: says at which step.
         """
         self._saved = time.monotonic()
-        if self.stop.requested:
+        if self._stopping:
             raise Interrupted(
                 f"training: stopped after step {state.global_step} of {state.max_steps}, which is saved; "
                 "the same command goes on from there"
@@ -52,5 +53,12 @@ class Saver(TrainerCallback):  # type: ignore[misc]
         if state.global_step >= state.max_steps:
             return False
         steps = self.section.every_steps
+        team = self.trainer.team
         waited = time.monotonic() - self._saved >= 60 * self.section.every_minutes
-        return self.stop.requested or waited or bool(steps and state.global_step % steps == 0)
+        # Whichever process got the signal, all stop; and the first one's clock is that of all.
+        self._stopping, waited = team.any(self.stop.requested, team.leads and waited)
+        if self.trainer.is_deepspeed_enabled:
+            if self._stopping:
+                raise Interrupted(f"training: stopped after step {state.global_step}; under DeepSpeed nothing is saved")
+            return False
+        return self._stopping or waited or bool(steps and state.global_step % steps == 0)

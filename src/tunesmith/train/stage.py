@@ -21,7 +21,9 @@ from tunesmith.files import sha256_json
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
+from tunesmith.team import here
 from tunesmith.tokens import rendered_pairs, rendered_rows
+from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.dev import DevLoss
 from tunesmith.train.guarded import Guarded
@@ -53,7 +55,7 @@ def train(
         Interrupted: it was asked to stop, and has saved a checkpoint.
         Diverged: a loss or a gradient became not a number, or the adapter learned nothing at all.
     """
-    recipe = loaded.recipe
+    recipe, team = loaded.with_paths(), here()
     renderer = Renderer(base.tokenizer(), base.end_ids())
     ids = [turn.id for row in dataset.rows("train") for turn in row.turns()]
 
@@ -71,14 +73,16 @@ def train(
             pairs = rendered_pairs(renderer, dataset, "train", tokens)
             dev = rendered_pairs(renderer, dataset, "dev", tokens)
             trainer, profile = preference_trainer(recipe, pairs, ids, base, beginning.adapter, scratch)
-        say_choices(profile, trainer)
+        if team.leads:
+            say_choices(profile, trainer)
         watch = Watch(out / "train.jsonl", trainer.lines)
-        binding = {**resumption.identity, "machine": machine(profile)}
+        binding = {**resumption.identity, "machine": machine(profile, team.size, recipe.launch.kind)}
         if trainer.start is not None and trainer.start.taken_out is not None:
             # Of a base that was changed a checkpoint holds nothing: it must have been changed alike.
             binding["start"] = trainer.start.digest()
-        trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
-        checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
+        checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
+        trainer.checkpoints = checkpoints
+        checkpoint, drifted = team.lead(lambda: where_to_begin(checkpoints, resumption))
         witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
         trainer.add_callback(watch)
         trainer.add_callback(witness)
@@ -89,7 +93,7 @@ def train(
         narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
         try:
             with narrow:
-                trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+                trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             watch.close()
         found = witness.findings(how_it_began(checkpoint, drifted))
@@ -98,24 +102,30 @@ def train(
         if trainer.start is not None:
             trainer.start.refuse_unmoved(trainer.model)
     less = trainer.start.taken_out if trainer.start is not None else None
-    adapters.save(
-        trainer.model,
-        out / "adapter",
-        base=base,
-        bound={
-            # The base that the adapter belongs to: less its start, a repair of 4 bits belongs to the unquantised one.
-            "quantization": recipe.quantization if less is None else "none",
-            "init_lora_weights": recipe.lora.get("init_lora_weights", True),
-            "lora": recipe.lora,
-            "prompt_digest": prompt_digest,
-            "recipe_digest": sha256_json(recipe.as_dict()),
-            "train_digest": dataset.digest("train"),
-            "order_digest": order_digest(trainer),
-            "drift": drifted,
-        }
-        | ({"after": beginning.digest} if beginning else {}),
-        less=less,
-    )
-    plot_loss(watch.lines, out / "loss.png")
-    lora = trainer.model.peft_config["default"]
-    write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base, beginning)
+    whole = state.trained(trainer.model) if trainer.is_cut else None
+
+    def publish() -> None:
+        adapters.save(
+            trainer.model,
+            out / "adapter",
+            base=base,
+            bound={
+                # The base that it belongs to: less its start, a repair of 4 bits belongs to the unquantised one.
+                "quantization": recipe.quantization if less is None else "none",
+                "init_lora_weights": recipe.lora.get("init_lora_weights", True),
+                "lora": recipe.lora,
+                "prompt_digest": prompt_digest,
+                "recipe_digest": sha256_json(recipe.as_dict()),
+                "train_digest": dataset.digest("train"),
+                "order_digest": order_digest(trainer),
+                "drift": drifted,
+            }
+            | ({"after": beginning.digest} if beginning else {}),
+            less=less,
+            whole=whole,
+        )
+        plot_loss(watch.lines, out / "loss.png")
+        lora = trainer.model.peft_config["default"]
+        write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base, beginning)
+
+    team.lead(publish)

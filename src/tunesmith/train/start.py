@@ -25,6 +25,7 @@ from tunesmith.errors import UserError
 from tunesmith.methods import Init, init_name, init_of
 from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.recipe import Recipe
+from tunesmith.train.shards import whole
 
 PREFIX = "base_model.model."
 EVA_ROWS = 1024
@@ -62,7 +63,7 @@ class Start:
             Diverged: names some of the modules.
         """
         now = leading(model)
-        refuse_asleep(model, {name for name in now if torch.equal(now[name].detach().cpu(), self.weights[name])})
+        refuse_asleep(model, {name for name in now if torch.equal(whole(now[name].detach()).cpu(), self.weights[name])})
 
 
 def look_before(model: Any, lora: Mapping[str, Any], rows: Sequence[Rendered]) -> None:

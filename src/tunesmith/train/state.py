@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from tunesmith.errors import UserError
+from tunesmith.team import Team
+from tunesmith.train.shards import cut_like, whole, whole_optimizer
 
 if TYPE_CHECKING:
     from tunesmith.train.guarded import Guarded
@@ -23,20 +25,20 @@ WEIGHTS, TENSORS, VALUES, TRAINER = "adapter.safetensors", "state.safetensors", 
 FILES = (WEIGHTS, TENSORS, VALUES, TRAINER)
 
 
-def write(trainer: "Guarded", directory: Path) -> None:
-    """Write a trainer's state, between two steps."""
-    save_file(trained(trainer.model), directory / WEIGHTS)
+def write(trainer: "Guarded", directory: Path, weights: dict[str, torch.Tensor], values: Any) -> None:
+    """Write a trainer's state, between two steps: its `trained` weights and what it `remembered`."""
+    save_file(weights, directory / WEIGHTS)
     tensors: dict[str, torch.Tensor] = {}
-    values = _packed(remembered(trainer), tensors)
+    packed = _packed(values, tensors)
     save_file(tensors, directory / TENSORS)
-    (directory / VALUES).write_text(json.dumps(values), encoding="utf-8")
+    (directory / VALUES).write_text(json.dumps(packed), encoding="utf-8")
     trainer.state.save_to_json(str(directory / TRAINER))
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
     """The weights that are trained, by name, on the CPU."""
     return {
-        name: parameter.detach().cpu().contiguous()
+        name: whole(parameter.detach()).cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -45,12 +47,12 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
 def remembered(trainer: "Guarded") -> dict[str, Any]:
     """What else the next step depends on, and what the log of it says."""
     return {
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": whole_optimizer(trainer.optimizer),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler is not None else None,
-        "random": random_state(),
+        "random": random_states(trainer.team),
         "log": {
-            "loss": trainer._tr_loss.detach().cpu(),
+            "loss": _losses(trainer),
             "total": trainer._total_loss_scalar,
             "step": trainer._globalstep_last_logged,
             "tokens": trainer._total_train_tokens,
@@ -58,6 +60,14 @@ def remembered(trainer: "Guarded") -> dict[str, Any]:
             "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
         },
     }
+
+
+def _losses(trainer: "Guarded") -> torch.Tensor:
+    """What was lost since the last log; of several processes, what each has of it, by rank."""
+    own: torch.Tensor = trainer._tr_loss.detach().cpu()
+    if trainer.team.size == 1:
+        return own
+    return torch.tensor([float(part) for part in trainer.team.gather(repr(own.item()).encode())], dtype=own.dtype)
 
 
 def restore_weights(model: Any, directory: Path) -> None:
@@ -73,7 +83,7 @@ def restore_weights(model: Any, directory: Path) -> None:
         raise UserError(f"{directory / WEIGHTS}: holds other weights than are trained now ({', '.join(other)})")
     with torch.no_grad():
         for name, parameter in held.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(cut_like(parameter, stored[name]))
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -81,6 +91,16 @@ def read(directory: Path) -> dict[str, Any]:
     values = json.loads((directory / VALUES).read_text(encoding="utf-8"))
     found: dict[str, Any] = _unpacked(values, load_file(directory / TENSORS))
     return found
+
+
+def random_states(team: Team) -> Any:
+    """The state of every generator; of several processes, all of them, by rank."""
+    if team.size == 1:
+        return random_state()
+    tensors: dict[str, torch.Tensor] = {}
+    packed = json.dumps(_packed(random_state(), tensors)).encode()
+    found = [load(part) for part in team.gather(save({**tensors, "values": torch.tensor(list(packed)).byte()}))]
+    return [_unpacked(json.loads(bytes(part["values"].tolist())), part) for part in found]
 
 
 def random_state() -> dict[str, Any]:

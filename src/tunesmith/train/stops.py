@@ -2,14 +2,21 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from tunesmith.progress import say
+from tunesmith.team import here
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+ONE_SIGNAL = 10.0
+"""Seconds in which one of several processes takes a signal for the same: a scheduler sends it to all that it sees, and
+the launcher among them passes it on."""
 
 
 class Stop:
@@ -17,6 +24,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self._at = 0.0
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """Take a signal.
@@ -24,9 +32,12 @@ class Stop:
         Raises:
             KeyboardInterrupt: it is the second one.
         """
+        now = time.monotonic()
         if self.requested:
+            if here().size > 1 and now - self._at < ONE_SIGNAL:
+                return
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._at = True, now
         say(f"\n  {signal.Signals(number).name}: stopping after this step; once more stops at once")
 
 

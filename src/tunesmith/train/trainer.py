@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from datasets import Dataset as HFDataset
 from trl import SFTTrainer
+from trl.models.utils import _ForwardRedirection
 
 from tunesmith.errors import EnvironmentFault
 from tunesmith.prompt import IGNORE, Rendered
+from tunesmith.team import Team
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import gradient_error, nll_sum
@@ -86,6 +88,7 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
     `limits` say what rows of a batch may share; none keeps them apart. `by_family` batches rows that begin alike
     together, by limits that no machine decides: what is learned does not depend on whether sharing pays here. Without
     `own_loss` trl computes the loss. `lora_plus_ratio` says by how much more lora_B learns than lora_A.
+    `team` are the processes that train together.
     """
 
     def __init__(
@@ -98,9 +101,13 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         own_loss: bool = True,
         checkpoints: Checkpoints | None = None,
         lora_plus_ratio: float | None = None,
+        team: Team = Team(),  # noqa: B008 - frozen
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, train_dataset=features(rows), **kwargs)
+        self.team = team
+        # What fills up the last batch: a token, and no loss.
+        self._blank = Rendered(rows[0].input_ids[:1], [], ends=False)
+        super().__init__(*args, train_dataset=features([*rows, self._blank] if team.size > 1 else rows), **kwargs)
         self.rows = rows
         self.ids = ids or [f"number {number}" for number in range(1, len(rows) + 1)]
         self.checkpoints = checkpoints
@@ -113,11 +120,14 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         self.limits = limits if self._own_loss and not self.args.neftune_noise_alpha else None
         if self._own_loss:
             self.data_collator = Collator(self.limits)
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        at_once = self.args.per_device_train_batch_size * team.size
+        batch = at_once * self.args.gradient_accumulation_steps
         self._log_of_before: dict[str, Any] | None = None
         self.weighed = 0
         """Passes whose count of loss tokens was held against the rows."""
-        self._sampler = FamilySampler(rows, batch, self.args.seed, Limits() if by_family else None)
+        self._sampler = FamilySampler(
+            rows, batch, self.args.seed, Limits() if by_family else None, multiple=at_once if team.size > 1 else 1
+        )
         widen(self.model)
 
     def work(self) -> Work:
@@ -137,8 +147,10 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
             return 0.0
         passes = [[self.rows[i] for i in rows[:PROBED_ROWS]] for rows in self.passes()[:PROBED]]
         rows = max(passes, key=lambda rows: len(lay_out(rows, self.limits).levels))
+        # One process's word for all: they must go the same way.
         with self.accelerator.autocast():
-            return gradient_error(self.accelerator.unwrap_model(self.model), rows, self.limits)
+            model = self.accelerator.unwrap_model(self.model)
+            return self.team.lead(lambda: gradient_error(model, rows, self.limits))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -148,7 +160,7 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["labels"][1:]
         with self.accelerator.autocast():
-            total = nll_sum(self.accelerator.unwrap_model(model), inputs["levels"], targets)
+            total = self._through(model, inputs["levels"], targets)
         if self.model.training:
             self._total_train_tokens += inputs["tokens"]
         self._metrics["train" if self.model.training else "eval"]["num_tokens"] = [self._total_train_tokens]
@@ -157,6 +169,28 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return loss
+
+    def _through(self, model: Any, levels: Any, targets: torch.Tensor) -> torch.Tensor:
+        """Our loss; under DDP by way of its `forward`, which then sums the gradients of all processes."""
+        inner = self.accelerator.unwrap_model(model)
+        if inner is model:
+            return nll_sum(inner, levels, targets)
+        redirected = _ForwardRedirection()(model, inner, lambda: nll_sum(inner, levels, targets))
+        total: torch.Tensor = redirected
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Of several processes each has counted its own tokens only, and what fills up the last batch."""
+        if self.team.size > 1 and "num_tokens" in self._metrics["train"]:
+            self._metrics["train"]["num_tokens"] = [self._tokens_until(self.state.global_step)]
+        super().log(logs, start_time)
+
+    def _tokens_until(self, step: int) -> int:
+        epochs, within = divmod(step, self.steps_per_epoch)
+        lengths = self._sampler.lengths
+        # After the last step of an epoch the sampler still stands at that epoch; none of it is counted then.
+        read = [row for batch in self._sampler.batches()[:within] for row in batch]
+        return epochs * sum(lengths) + sum(lengths[row] for row in read)
 
     @property
     def weighs(self) -> bool:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from tunesmith.files import sha256_json
 from tunesmith.findings import Finding, seen
+from tunesmith.train import state
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.trainer import AdapterTrainer
 
@@ -37,7 +38,9 @@ class Witness(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: Guarded, dev: Sequence[Any], tolerance: float) -> None:
         self.trainer = trainer
         self.tolerance = tolerance
-        self.slices = {"train": _spread(trainer.learned_from), "dev": _spread(dev)}
+        # A base that is to be cut among GPUs lies on the CPU still, where it would be read for hours.
+        waits = trainer.is_cut and torch.cuda.is_available()
+        self.slices = {} if waits else {"train": _spread(trainer.learned_from), "dev": _spread(dev)}
         self.before = {name: trainer.losses(rows) for name, rows in self.slices.items()}
         self.late: dict[str, torch.Tensor] = {}
         self.late_from = 0
@@ -165,4 +168,4 @@ def _spread(rows: Sequence[Any]) -> list[Any]:
 
 
 def _weights(trainer: Guarded) -> dict[str, torch.Tensor]:
-    return {n: p.detach().cpu().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    return {name: tensor.clone() for name, tensor in state.trained(trainer.model).items()}
