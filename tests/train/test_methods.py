@@ -233,6 +233,9 @@ BEGINNINGS = {"orthogonal": False, "mica": False, "eva": False, "pissa": True, "
 def test_training_begins_where_the_base_is(opened: Opener, tmp_path: Path, init: str, moves: bool) -> None:
     line = opened({"lora.init_lora_weights": init})
     model = trainer_of(line, tmp_path).model
+    # Each adapted module has a weight by which to tell whether it learns.
+    adapted = sum(hasattr(module, "lora_A") for module in model.modules())
+    assert len(adapters.leading(model)) == adapted > 0
     base = logits(untouched(line), probe(line))
     assert apart(logits(model, probe(line)), base) < 5e-5
     with model.disable_adapter():
