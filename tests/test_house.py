@@ -33,6 +33,7 @@ NOUNS = {
     "runs",
     "schema",
     "sections",
+    "stats",
     "templates",
     "text",
     "tokens",

@@ -82,7 +82,7 @@ class Line:
         files = self.dataset.manifest()["files"]
         return {
             "base": self.base.digest,
-            "data": {split: files[f"{split}.jsonl"]["sha256"] for split in SPLITS},
+            "data": {split: files[self.dataset.file(split)]["sha256"] for split in SPLITS},
             "schema": sha256_file(self.loaded.schema_path),
             "hardware": self.recipe.hardware.model_dump(),
             "versions": versions(),
@@ -90,9 +90,12 @@ class Line:
 
     def _trained_on(self) -> dict[str, Any]:
         recipe = self.recipe.as_dict()
-        keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer")
+        keys = ("name", "base", "seed", "quantization", "data", "lora", "trainer", "dev")
         # Under a name of its own: the recipe, too, calls something `base` and something `data`.
-        return self._common() | {"recipe": {key: recipe[key] for key in keys}}
+        trained_on = self._common() | {"recipe": {key: recipe[key] for key in keys}}
+        if self.recipe.dev.rows:
+            trained_on["answered"] = {"score": recipe["score"], "max_new_tokens": self.recipe.arms.max_new_tokens}
+        return trained_on
 
     def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
         return self._common() | {
@@ -260,6 +263,7 @@ class Line:
         inputs, checkpoints = self._trained_on(), self.run.path("checkpoints")
         with self._timed("train"):
             if not self._skip("train", inputs, "adapter"):
+                from tunesmith.evaluate.stage import dev_scorer
                 from tunesmith.train.resume import Resumption
                 from tunesmith.train.stage import train
 
@@ -268,7 +272,13 @@ class Line:
                 resumption = Resumption(checkpoints, inputs, resume, allow_drift)
                 with self.run.stage("train", inputs) as out:
                     train(
-                        self.loaded, self.dataset, self.base, out, tokens=self.run.path("tokens"), resumption=resumption
+                        self.loaded,
+                        self.dataset,
+                        self.base,
+                        out,
+                        tokens=self.run.path("tokens"),
+                        resumption=resumption,
+                        score_dev=dev_scorer(self.arena) if self.recipe.dev.rows else None,
                     )
             shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")

@@ -5,7 +5,7 @@ What a recipe says of its data, before any row of it is trained on, stands in `c
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -56,6 +56,27 @@ class CheckpointsSection(Section):
     """Also after every so many optimizer steps; none leaves it to the minutes."""
     keep: Annotated[int, Field(ge=2)] = 2
     """How many of the newest are kept until training has finished: at least two, in case the last one is damaged."""
+
+
+class DevSection(Section):
+    """What the dev rows say of the adapter while it is trained, and what follows from it."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Look after every so many optimizer steps, and after the last; none looks after each epoch."""
+    rows: Annotated[int, Field(ge=0)] = 0
+    """How many dev rows are answered and scored at each look; 0 answers none: the dev loss alone is measured."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter is published: the last, or the one of the look with the best `score.primary`."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many looks in a row that were not better than the best before; none trains to the end."""
+
+    @model_validator(mode="after")
+    def _the_best_needs_answers(self) -> "DevSection":
+        if self.keep == "best" and not self.rows:
+            raise ValueError("keep: best chooses by answers to dev rows; set rows, such as 64")
+        if self.patience and self.keep == "last":
+            raise ValueError("patience stops after looks that were worse; set keep: best, or the worse one is kept")
+        return self
 
 
 class ArmsSection(Section):

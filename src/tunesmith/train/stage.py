@@ -1,8 +1,8 @@
 """Train an adapter on the train split and write it with everything that says what it is.
 
 Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safetensors and manifest), `train.jsonl`,
-`loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine and thread count,
-however often the run was killed on its way.
+`choice.json`, `loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine
+and thread count, however often the run was killed on its way.
 """
 
 import tempfile
@@ -14,13 +14,16 @@ from transformers import PrinterCallback
 from tunesmith import adapters
 from tunesmith.bases import Base
 from tunesmith.errors import Diverged
-from tunesmith.files import sha256_json
+from tunesmith.files import sha256_json, write_json
+from tunesmith.progress import say
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
 from tunesmith.tokens import rendered_rows
+from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
-from tunesmith.train.dev import DevLoss
+from tunesmith.train.choice import Choice
+from tunesmith.train.dev import DevLooks, ScoreDev
 from tunesmith.train.lock import write_lock
 from tunesmith.train.opening import fitting_trainer, lora_config, say_choices
 from tunesmith.train.resume import Resumption, machine, where_to_begin
@@ -31,9 +34,18 @@ from tunesmith.train.watch import Watch, plot_loss
 
 
 def train(
-    loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, *, tokens: Path, resumption: Resumption
+    loaded: LoadedRecipe,
+    dataset: Dataset,
+    base: Base,
+    out: Path,
+    *,
+    tokens: Path,
+    resumption: Resumption,
+    score_dev: ScoreDev | None = None,
 ) -> None:
     """Train and write into `out`; `tokens` is where `check` left the rows' token ids.
+
+    `score_dev` has dev rows answered, where the recipe wants that.
 
     Raises:
         UserError: peft or trl refuses a value of the recipe, or the checkpoint there is was made otherwise.
@@ -54,10 +66,11 @@ def train(
         say_choices(profile, trainer)
         watch = Watch(out / "train.jsonl", trainer.lines)
         binding = {**resumption.identity, "machine": machine(profile)}
+        trainer.choice = Choice(recipe.dev, recipe.score.primary)
         trainer.checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
         checkpoint, drifted = where_to_begin(trainer.checkpoints, resumption)
         trainer.add_callback(watch)
-        trainer.add_callback(DevLoss(watch, dev, trainer))
+        trainer.add_callback(DevLooks(watch, dev, trainer, score_dev))
         trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
         trainer.remove_callback(PrinterCallback)
         # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
@@ -67,6 +80,10 @@ def train(
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             watch.close()
+        if trainer.choice.weights is not None:
+            state.put(trainer.model, trainer.choice.weights, "the best look at dev")
+            best, last = trainer.choice.chosen["step"], trainer.state.global_step
+            say(f"  the adapter is that of step {best} of {last}, the best on dev")
         if trainer.changes_nothing(dev[:PROBED_ROWS]):
             raise Diverged("training: with the adapter the model answers as without it; nothing was written")
     adapters.save(
@@ -79,7 +96,9 @@ def train(
             "recipe_digest": sha256_json(recipe.as_dict()),
             "train_digest": dataset.digest("train"),
             "drift": drifted,
+            "choice": trainer.choice.as_dict(),
         },
     )
-    plot_loss(watch.lines, out / "loss.png")
+    write_json(out / "choice.json", trainer.choice.as_dict())
+    plot_loss(watch.lines, out / "loss.png", trainer.choice.chosen["step"])
     write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base)

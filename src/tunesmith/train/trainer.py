@@ -21,6 +21,7 @@ from tunesmith.errors import Diverged
 from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
+from tunesmith.train.choice import Choice
 from tunesmith.train.loss import gradient_error, nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits, lay_out
@@ -109,6 +110,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self.checkpoints = checkpoints
         self.lines: list[dict[str, Any]] = []
         """Of train.jsonl; a checkpoint remembers them."""
+        self.choice = Choice()
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
         self._own_loss = own_loss and plain
         # Noise on embeddings is scaled by the length of what is read at once: parts of rows are other lengths.
@@ -230,6 +232,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
                 self.accelerator.scaler.load_state_dict(held["scaler"])
             self._log_of_before = held["log"]
             self.lines[:] = held["log"]["lines"]
+            self.choice.looks[:] = held["looks"]
+            self.choice.weights = state.best_weights(Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It comes with the optimizer."""
