@@ -64,7 +64,7 @@ BROKEN = {
         "base: tiny",
         "base: tiny\nxyzzy: 1",
         "recipes/toy.yaml:3: xyzzy: unknown key; known keys: arms, base, checkpoints, curate, data, description, "
-        "export, extends, gate, hardware, lora, name",
+        "dev, export, extends, gate, hardware, lora",
     ),
     "typo in a section": (
         "  max_tokens: 64",
