@@ -40,8 +40,8 @@ NOUNS = {
     "upstream",
     "yaml_source",
 }
-STAGES = {"check", "curate", "evaluate", "export", "gate", "train"}
-TOP = {"cli", "line"}
+STAGES = {"check", "curate", "curve", "evaluate", "export", "gate", "train"}
+TOP = {"cli", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420

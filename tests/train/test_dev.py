@@ -94,7 +94,7 @@ def test_the_rows_that_are_drawn_do_not_depend_on_what_other_rows_there_are(line
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "a quantised base": {"quantization": "nf4"},
-    "gradient checkpointing": {"gradient_checkpointing": True, "limits": None},
+    "gradient checkpointing": {"activation_checkpointing": True, "limits": None},
     "accumulation": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
 }
 
@@ -144,7 +144,7 @@ def test_a_run_that_looks_at_dev_ends_in_the_bits_of_one_that_does_not(
             trainer.add_callback(DevLooks(watch, rows[:4], trainer, score))
         trainer.train()
         held = any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
-        assert held == ("gradient_checkpointing" in settings)
+        assert held == ("activation_checkpointing" in settings)
         log = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history[:-1]]
         return trainer, state.trained(trainer.model), log
 
