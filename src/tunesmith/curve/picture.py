@@ -23,8 +23,10 @@ def draw(told: Mapping[str, Any], path: Path) -> None:
     if projection := told["projection"]:
         ticks += told["ahead"]
         ahead = projection["rows"]
-        axes.fill_between(ahead, projection["low"], projection["high"], color="0.85", label=f"projection, {level}")
-        axes.plot(ahead, projection["estimate"], "--", color="0.25", linewidth=1.5, label="projection, a guess")
+        beyond = slice(ahead.index(rows[-1]), None)
+        low, high = projection["low"][beyond], projection["high"][beyond]
+        axes.fill_between(ahead[beyond], low, high, color="0.87", label=f"projection, {level}", zorder=0)
+        axes.plot(ahead, projection["estimate"], "--", color="0.35", linewidth=1.2, label="fitted curve, a guess")
         for size in told["ahead"]:
             score = projection["estimate"][ahead.index(size)]
             axes.plot(size, score, "s", color="0.25", markerfacecolor="white")
@@ -41,6 +43,6 @@ def draw(told: Mapping[str, Any], path: Path) -> None:
     axes.set_ylabel(f"mean {told['metric'].replace('_', ' ')} of {told['dev_rows']} dev rows (0 to 1)")
     axes.set_title(told["says"].partition(";")[0].partition(":")[0], fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="best")
+    axes.legend(fontsize=9, loc="lower right")
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -77,7 +78,8 @@ def examine(points: Sequence[Point], incumbent: Point | None, name: str | None, 
     if slope.low > 0:
         try:
             means, ahead = [sum(one) / len(one) for one in scores], [rows[-1] * times for times in AHEAD]
-            grid = sorted({*ahead, *(round(rows[-1] * 4 ** (part / 16)) for part in range(17))})
+            between = np.geomspace(rows[0], ahead[-1], 41).round().astype(int).tolist()
+            grid = sorted({*rows, *ahead, *between})
             projection = asdict(project(rows, means, covariance(scores, groups), grid, alpha))
         except RuntimeError:
             projection = None
