@@ -38,6 +38,7 @@ NOUNS = {
     "runs",
     "schema",
     "sections",
+    "stats",
     "team",
     "templates",
     "text",
@@ -45,8 +46,8 @@ NOUNS = {
     "upstream",
     "yaml_source",
 }
-STAGES = {"check", "curate", "evaluate", "export", "gate", "train"}
-TOP = {"cli", "line"}
+STAGES = {"check", "curate", "curve", "evaluate", "export", "gate", "train"}
+TOP = {"cli", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420

@@ -64,7 +64,7 @@ BROKEN = {
         "base: tiny",
         "base: tiny\nxyzzy: 1",
         "recipes/toy.yaml:3: xyzzy: unknown key; known keys: after, arms, base, checkpoints, curate, data, "
-        "description, export, extends, gate, hardware, launch",
+        "description, dev, export, extends, gate, hardware",
     ),
     "typo in a section": (
         "  max_tokens: 64",
@@ -319,6 +319,10 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("checkpoints.every_minutes", 5.0, "default"),
         ("checkpoints.every_steps", None, "default"),
         ("checkpoints.keep", 2, "default"),
+        ("dev.every_steps", None, "default"),
+        ("dev.rows", 0, "default"),
+        ("dev.keep", "last", "default"),
+        ("dev.patience", None, "default"),
         ("arms.max_new_tokens", 24, "recipes/toy.yaml:16"),
         ("arms.few_shot", [3], "default"),
         ("arms.retrieval", [3], "default"),

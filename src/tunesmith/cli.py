@@ -226,16 +226,38 @@ def train(
     allow_drift: Annotated[
         bool, typer.Option("--allow-drift", help="Go on from a checkpoint that was made otherwise; it is recorded.")
     ] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Train on 1/8, 1/4, 1/2 and all rows; say what more would bring.")
+    ] = False,
 ) -> None:
     """Train the adapter (after the check); a run that was stopped goes on from its newest checkpoint."""
     from tunesmith.team import here
 
+    if curve:
+        if resume or allow_drift:
+            raise typer.BadParameter("goes on by itself where it was stopped; leave --resume and --allow-drift out")
+        _train_curve(recipe, base=base, sets=sets or [], runs=runs)
+        return
     line = _line(recipe, base, sets, runs, together=True)
     with line.held():
         line.check()
         line.train(resume=resume, allow_drift=allow_drift)
     if here().leads:
         typer.echo(line.run.path("adapter"))
+
+
+def _train_curve(recipe: str, **options: Any) -> None:
+    from rich.console import Console
+
+    from tunesmith.curve.stage import show
+    from tunesmith.line import quiet_libraries
+    from tunesmith.sizes import train_curve
+
+    quiet_libraries()
+    whole, told = train_curve(recipe, options)
+    show(told, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    for name in ("curve.json", "curve.png"):
+        typer.echo(whole.run.path(name))
 
 
 @app.command()

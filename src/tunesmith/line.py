@@ -103,7 +103,7 @@ class Line:
         files = self.dataset.manifest()["files"]
         return {
             "base": self.base.digest,
-            "data": {split: files[f"{split}.jsonl"]["sha256"] for split in SPLITS},
+            "data": {split: files[self.dataset.file(split)]["sha256"] for split in SPLITS},
             "schema": sha256_file(self.loaded.schema_path),
             "hardware": self.recipe.hardware.model_dump(),
             "versions": versions(),
@@ -111,10 +111,14 @@ class Line:
 
     def _trained_on(self) -> dict[str, Any]:
         recipe = self.recipe.as_dict()
-        keys = ("name", "base", "seed", "quantization", "data", "lora", "lora_plus_ratio", "trainer")
+        keys = ("name", "base", "seed", "quantization", "data", "lora", "lora_plus_ratio", "trainer", "dev")
         # Under a name of its own: the recipe, too, calls something `base` and something `data`.
-        after = {"after": self.beginning.digest} if self.beginning else {}
-        return self._common() | {"recipe": {key: recipe[key] for key in keys}} | after
+        trained_on = self._common() | {"recipe": {key: recipe[key] for key in keys}}
+        if self.beginning:
+            trained_on["after"] = self.beginning.digest
+        if self.recipe.dev.rows:
+            trained_on["answered"] = {"score": recipe["score"], "max_new_tokens": self.recipe.arms.max_new_tokens}
+        return trained_on
 
     def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
         return self._common() | {
@@ -307,6 +311,7 @@ class Line:
                 self._launch_training(resume, allow_drift)
                 return
             else:
+                from tunesmith.evaluate.stage import dev_scorer
                 from tunesmith.train.resume import Resumption
                 from tunesmith.train.stage import train
 
@@ -322,6 +327,7 @@ class Line:
                         tokens=self.run.path("tokens"),
                         resumption=resumption,
                         beginning=self.beginning,
+                        score_dev=dev_scorer(self.arena) if self.recipe.dev.rows else None,
                     )
             if team.leads:
                 shutil.rmtree(checkpoints, ignore_errors=True)

@@ -25,7 +25,7 @@ class Bar:
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Bar]:
-    """Show a bar while the block runs; off a terminal, one line at its end."""
+    """Show a bar while the block runs; off a terminal, one line at its end. Without a label none is shown."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -35,7 +35,7 @@ def bar(label: str, total: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=stderr, transient=False) as progress:
+    with Progress(*columns, console=stderr, transient=False, disable=not label) as progress:
         yield Bar(progress, total, f"  {label:<24}")
 
 

@@ -21,6 +21,7 @@ from tunesmith.sections import (
     ArmsSection,
     CheckpointsSection,
     DataSection,
+    DevSection,
     ExportSection,
     GateSection,
     HardwareSection,
@@ -77,15 +78,27 @@ RESERVED: dict[str, dict[str, str]] = {
         "hub_token": "a recipe holds no secrets",
         "hub_model_id": "a run writes files only",
         "report_to": "a run writes files only; metrics are in train.jsonl",
-        "eval_strategy": "the dev split is scored after each epoch",
+        "eval_strategy": "use `dev.every_steps`",
         "save_strategy": "use `checkpoints`",
-        "load_best_model_at_end": "the last adapter is the one judged",
+        "load_best_model_at_end": "use `dev.keep`",
+        "metric_for_best_model": "use `score.primary`",
+        "greater_is_better": "use `score.primary`",
         "logging_nan_inf_filter": "a loss that is not a number stops the run",
         "disable_tqdm": "the toolkit draws its own progress bar",
         "dataloader_pin_memory": "the hardware profile decides it",
         "train_sampling_strategy": "rows are batched by the toolkit",
-        "eval_on_start": "the dev split is scored after each epoch",
-        "eval_steps": "the dev split is scored after each epoch",
+        "do_eval": "use `dev`",
+        "do_predict": "use `tunesmith evaluate`",
+        "eval_on_start": "use `dev`; `tunesmith baseline` scores the base",
+        "eval_steps": "use `dev.every_steps`",
+        "eval_delay": "use `dev.every_steps`",
+        "per_device_eval_batch_size": "use `dev`; rows are answered as every arm answers them",
+        "eval_accumulation_steps": "use `dev`; rows are answered as every arm answers them",
+        "eval_do_concat_batches": "use `dev`; rows are answered as every arm answers them",
+        "eval_use_gather_object": "use `dev`; rows are answered as every arm answers them",
+        "prediction_loss_only": "use `dev`; rows are answered as every arm answers them",
+        "batch_eval_metrics": "use `dev`; rows are answered as every arm answers them",
+        "include_for_metrics": "use `dev`; rows are answered as every arm answers them",
         "save_steps": "use `checkpoints`",
         "save_total_limit": "use `checkpoints.keep`",
         "fsdp": "use `launch.kind`",
@@ -152,6 +165,7 @@ class Recipe(Section):
     hardware: HardwareSection = HardwareSection()
     launch: LaunchSection = LaunchSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
+    dev: DevSection = DevSection()
     arms: ArmsSection
     gate: GateSection
     export: ExportSection = ExportSection()

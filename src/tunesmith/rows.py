@@ -273,10 +273,18 @@ def at(location: Sequence[int | str]) -> str:
 
 
 class Dataset:
-    """A task's curated directory: four split files and the manifest that fixes their bytes."""
+    """A task's curated directory: four split files and the manifest that fixes their bytes.
 
-    def __init__(self, directory: Path) -> None:
+    With `part` the training rows are a nested subset, one part in so many of all of them.
+    """
+
+    def __init__(self, directory: Path, part: int = 1) -> None:
         self.directory = directory
+        self.part = part
+
+    def file(self, split: Split) -> str:
+        """The name of the file that holds a split."""
+        return f"curve/train-1-{self.part}.jsonl" if split == "train" and self.part > 1 else f"{split}.jsonl"
 
     @property
     def manifest_path(self) -> Path:
@@ -339,12 +347,12 @@ class Dataset:
 
     def digest(self, split: Split) -> str:
         """The sha256 of one split file, as the manifest states it."""
-        digest: str = self.manifest()["files"][f"{split}.jsonl"]["sha256"]
+        digest: str = self.manifest()["files"][self.file(split)]["sha256"]
         return digest
 
     def rows(self, split: Split) -> list[Row]:
         """All rows of one split, in file order."""
-        return read_rows(self.directory / f"{split}.jsonl")
+        return read_rows(self.directory / self.file(split))
 
 
 def _json_or_none(path: Path) -> Any:

@@ -78,6 +78,27 @@ class CheckpointsSection(Section):
     """How many of the newest are kept until training has finished: at least two, in case the last one is damaged."""
 
 
+class DevSection(Section):
+    """What the dev rows say of the adapter while it is trained, and what follows from it."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Look after every so many optimizer steps, and after the last; none looks after each epoch."""
+    rows: Annotated[int, Field(ge=0)] = 0
+    """How many dev rows are answered and scored at each look; 0 answers none: the dev loss alone is measured."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter is published: the last, or the one of the look with the best `score.primary`."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many looks in a row that were not better than the best before; none trains to the end."""
+
+    @model_validator(mode="after")
+    def _the_best_needs_answers(self) -> "DevSection":
+        if self.keep == "best" and not self.rows:
+            raise ValueError("keep: best chooses by answers to dev rows; set rows, such as 64")
+        if self.patience and self.keep == "last":
+            raise ValueError("patience stops after looks that were worse; set keep: best, or the worse one is kept")
+        return self
+
+
 class ArmsSection(Section):
     """The ways to answer that need no training, and how all answers are generated."""
 

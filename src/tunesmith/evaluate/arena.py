@@ -3,8 +3,9 @@
 An arm leaves two files: `<arm>.jsonl`, one scored row a line, and `<arm>.json`, which says exactly what answered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,7 +17,7 @@ from tunesmith.evaluate.arms import Retriever, few_shots, with_shots
 from tunesmith.evaluate.constrain import admitted, json_constraint
 from tunesmith.evaluate.generate import Answer, Settings, generate, settings_for, shared_prefix
 from tunesmith.evaluate.score_json import score
-from tunesmith.evaluate.ways import Way
+from tunesmith.evaluate.ways import ZERO_SHOT, Way
 from tunesmith.files import read_jsonl, write_json, write_jsonl
 from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import Recipe
@@ -32,6 +33,11 @@ METRICS = (
     "schema_valid",
     "hallucinated",
 )
+
+
+def means(scored: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each metric over scored rows."""
+    return {name: mean(line["scores"][name] for line in scored) for name in METRICS}
 
 
 class Arena:
@@ -55,9 +61,17 @@ class Arena:
         self.renderer = Renderer(base.tokenizer(), base.end_ids())
         self.settings: Settings = settings_for(self.renderer, recipe.arms.max_new_tokens, batch_tokens)
         self.validator = validator_of(schema)
-        self.train = dataset.rows("train")
-        self.retriever = Retriever(self.train)
         self.prompt_digest = self.renderer.digest(dataset.manifest()["systems"])
+
+    @cached_property
+    def train(self) -> list[Row]:
+        """The rows that shots are taken from."""
+        return self.dataset.rows("train")
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """Finds those that are nearest to a row."""
+        return Retriever(self.train)
 
     def messages(self, row: Row, way: Way) -> list[Message]:
         """What a way puts before the model for one row."""
@@ -94,6 +108,36 @@ class Arena:
             answers = self._answer(model, prompts, label=f"{split} {way.label}", prefix=prefix)
         else:
             answers = self._constrain(model, prompts, read_jsonl(free), label=f"{split} {way.label}", prefix=prefix)
+        scored = self._scored(rows, answers)
+        file = out / way.file(split)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file.with_suffix(".jsonl"), scored)
+        write_json(
+            file.with_suffix(".json"),
+            {
+                **way.as_dict(),
+                "split": split,
+                "split_digest": self.dataset.digest(split),
+                "rows": len(rows),
+                "weights": weights,
+                "computed_on": self.computed_on,
+                "prompts_at_limit": sum(
+                    len(ids) + self.settings.max_new_tokens == self.base.context() for ids in prompts
+                ),
+                "prompt_digest": self.prompt_digest,
+                "settings": self.settings.as_dict(),
+                "prefix_tokens": prefix,
+                "tokens_in": sum(line["tokens_in"] for line in scored),
+                "means": means(scored),
+            },
+        )
+
+    def score(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
+        """The means over some rows that a model answers as their messages stand; writes and shows nothing."""
+        prompts = self.prompts(rows, ZERO_SHOT)
+        return means(self._scored(rows, self._answer(model, prompts, label="", prefix=shared_prefix(prompts))))
+
+    def _scored(self, rows: Sequence[Row], answers: Mapping[int, Answer]) -> list[dict[str, Any]]:
         scored = []
         for index, row in enumerate(rows):
             answer = answers[index]
@@ -114,28 +158,7 @@ class Arena:
                     "failure": scores["failure"],
                 }
             )
-        file = out / way.file(split)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(file.with_suffix(".jsonl"), scored)
-        write_json(
-            file.with_suffix(".json"),
-            {
-                **way.as_dict(),
-                "split": split,
-                "split_digest": self.dataset.digest(split),
-                "rows": len(rows),
-                "weights": weights,
-                "computed_on": self.computed_on,
-                "prompts_at_limit": sum(
-                    len(ids) + self.settings.max_new_tokens == self.base.context() for ids in prompts
-                ),
-                "prompt_digest": self.prompt_digest,
-                "settings": self.settings.as_dict(),
-                "prefix_tokens": prefix,
-                "tokens_in": sum(line["tokens_in"] for line in scored),
-                "means": {name: mean(line["scores"][name] for line in scored) for name in METRICS},
-            },
-        )
+        return scored
 
     def _answer(
         self, model: PreTrainedModel, prompts: Sequence[list[int]], *, label: str, prefix: int, **options: Any

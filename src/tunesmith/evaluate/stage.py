@@ -5,6 +5,7 @@ them with the adapter and with the merged model, measures loss on general text w
 adapter repeat answers that it gave in `baseline`, so that both are known to have run under the same conditions.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
 from tunesmith.evaluate.replay import replay
 from tunesmith.evaluate.ways import ZERO_SHOT, Way, best, untrained_ways
-from tunesmith.files import read_json, read_jsonl, write_json
+from tunesmith.files import read_json, read_jsonl, sha256_json, write_json
 from tunesmith.findings import Finding, seen
+from tunesmith.progress import say
 from tunesmith.recipe import LoadedRecipe
-from tunesmith.rows import Dataset
+from tunesmith.rows import Dataset, Row
 from tunesmith.schema import read_schema
 
 PROBED = 64
@@ -81,6 +83,30 @@ def constrained_way(arena: Arena, dev: Path) -> Way:
     """Constrained decoding on top of the better kind of shots on dev."""
     shots = best(untrained_ways(arena.recipe), dev, arena.recipe.score.primary)
     return Way("constrained", shots.shots, shots.k)
+
+
+def dev_scorer(arena: Arena) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """Scores a model on the dev rows that the recipe's `dev.rows` asks for, as every arm is scored."""
+    wanted = arena.recipe.dev.rows
+    rows = drawn(arena.dataset.rows("dev"), wanted, arena.recipe.seed)
+    if len(rows) < wanted:
+        say(f"  dev.rows = {wanted}: the dev split holds {len(rows)}; all are answered at each look")
+    return lambda model: {"rows": len(rows), **arena.score(model, rows)}
+
+
+def drawn(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """So many of the rows, in their order: those whose ids a seeded hash puts first, whatever other rows there are."""
+    first = sorted(rows, key=lambda row: sha256_json([seed, row.id]))[:count]
+    ids = {row.id for row in first}
+    return [row for row in rows if row.id in ids]
+
+
+def run_on_dev(arena: Arena, adapter: Path, out: Path) -> None:
+    """Answer all dev rows with the adapter on its base; writes `dev/adapter.jsonl` and `.json`."""
+    manifest = adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
+    attached = adapters.attach(load_base(arena, manifest["quantization"]), adapter)
+    weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
+    arena.run(attached, Way("adapter"), "dev", out, weights=weights)
 
 
 def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tunesmith.gate.evidence import Arm, Evidence
-from tunesmith.gate.stats import Interval, clustered_t, paired_interval, rows_needed
 from tunesmith.recipe import Recipe
+from tunesmith.stats import Interval, clustered_t, paired_interval, rows_needed
 
 Kind = Literal["superiority", "non_inferiority", "integrity", "parity"]
 Outcome = Literal["pass", "fail", "open"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from tunesmith.errors import ExitCode
 from tunesmith.gate.evidence import Arm, Evidence
-from tunesmith.gate.stats import mean_interval
 from tunesmith.gate.terms import Term, all_terms
 from tunesmith.recipe import Recipe
+from tunesmith.stats import mean_interval
 
 SCHEMA = 1
 KINDS = ("right", "wrong", "missed")

@@ -22,6 +22,7 @@ from tunesmith.prompt import Rendered
 from tunesmith.team import Team
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
+from tunesmith.train.choice import Choice
 from tunesmith.train.loss import nll_sum, row_nll
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.shards import cut_optimizer, whole
@@ -41,6 +42,8 @@ class Guarded(Trainer):  # type: ignore[misc]
     checkpoints: Checkpoints | None
     lines: list[dict[str, Any]]
     """Of train.jsonl; a checkpoint remembers them."""
+    choice: Choice
+    """The looks at dev, and which one's adapter is published."""
     limits: Limits | None
     team: Team = Team()
     """The processes that train together."""
@@ -197,6 +200,8 @@ class Guarded(Trainer):  # type: ignore[misc]
                 self.accelerator.scaler.load_state_dict(held["scaler"])
             self._log_of_before = held["log"]
             self.lines[:] = held["log"]["lines"]
+            self.choice.looks[:] = held["looks"]
+            self.choice.weights = state.best_weights(Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It comes with the optimizer."""

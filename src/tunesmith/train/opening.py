@@ -40,6 +40,8 @@ def fitting_trainer(
     among processes, its layers compute only as a whole: there the loss is trl's.
     """
     if here().size > 1 and recipe.launch.kind != "ddp":
+        if recipe.dev.rows:
+            raise UserError("dev.rows: answers need the whole base; where `launch` cuts it, set dev.rows: 0")
         profile = choose_profile(recipe, rows, base, sharing=False)
         profile = replace(profile, reasons=profile.reasons | {"share_prefixes": "the base is cut among processes"})
         return open_trainer(recipe, rows, ids, base, profile, lora, scratch, own_loss=False), profile

@@ -17,6 +17,7 @@ from trl.trainer.utils import use_adapter
 from tunesmith.prompt import Rendered
 from tunesmith.tokens import Pair
 from tunesmith.train.checkpoints import Checkpoints
+from tunesmith.train.choice import Choice
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import row_nll
 from tunesmith.train.sampler import FamilySampler
@@ -74,6 +75,7 @@ class PreferenceTrainer(Guarded, DPOTrainer):  # type: ignore[misc]
         self.checkpoints = checkpoints
         self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
+        self.choice = Choice()
         self.limits, self._own_loss = None, False
         self._blank = Rendered(self.rows[0].input_ids[:1], [], ends=False)
         self._log_of_before: dict[str, Any] | None = None

@@ -29,11 +29,11 @@ class Saver(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save within an epoch."""
         if state.global_step % self.trainer.steps_per_epoch:
-            control.should_save = self._due(state)
+            control.should_save = self._due(state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save at the end of an epoch."""
-        control.should_save = self._due(state)
+        control.should_save = self._due(state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop, where that was asked for.
@@ -48,9 +48,9 @@ class Saver(TrainerCallback):  # type: ignore[misc]
                 "the same command goes on from there"
             )
 
-    def _due(self, state: Any) -> bool:
-        # What the last step leads to is published at once.
-        if state.global_step >= state.max_steps:
+    def _due(self, state: Any, control: Any) -> bool:
+        # What the last step leads to, be it that of an early stop, is published at once.
+        if control.should_training_stop:
             return False
         steps = self.section.every_steps
         team = self.trainer.team

@@ -1,8 +1,8 @@
 """Train an adapter on the train split and write it with everything that says what it is.
 
 Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safetensors and manifest), `train.jsonl`,
-`loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine and thread count,
-however often the run was killed on its way.
+`train-check.json`, `choice.json`, `loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for
+bit, for one machine and thread count, however often the run was killed on its way.
 """
 
 import tempfile
@@ -17,7 +17,8 @@ from tunesmith import adapters, findings
 from tunesmith.bases import Base
 from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged
-from tunesmith.files import sha256_json
+from tunesmith.files import sha256_json, write_json
+from tunesmith.progress import say
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
@@ -25,7 +26,8 @@ from tunesmith.team import here
 from tunesmith.tokens import rendered_pairs, rendered_rows
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
-from tunesmith.train.dev import DevLoss
+from tunesmith.train.choice import Choice
+from tunesmith.train.dev import DevLooks, ScoreDev
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.lock import write_lock
 from tunesmith.train.opening import TOLERANCE, fitting_trainer, lora_config, preference_trainer, say_choices
@@ -45,10 +47,12 @@ def train(
     tokens: Path,
     resumption: Resumption,
     beginning: Beginning | None = None,
+    score_dev: ScoreDev | None = None,
 ) -> None:
     """Train and write into `out`; `tokens` is where `check` left the rows' token ids.
 
     `beginning` is whose adapter preference tuning begins from; without one an adapter is trained from nothing.
+    `score_dev` has dev rows answered, where the recipe wants that.
 
     Raises:
         UserError: peft or trl refuses a value of the recipe, or the checkpoint there is was made otherwise.
@@ -80,13 +84,14 @@ def train(
         if trainer.start is not None and trainer.start.taken_out is not None:
             # Of a base that was changed a checkpoint holds nothing: it must have been changed alike.
             binding["start"] = trainer.start.digest()
+        trainer.choice = Choice(recipe.dev, recipe.score.primary)
         checkpoints = Checkpoints(resumption.directory, binding, recipe.checkpoints.keep)
         trainer.checkpoints = checkpoints
         checkpoint, drifted = team.lead(lambda: where_to_begin(checkpoints, resumption))
         witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
         trainer.add_callback(watch)
         trainer.add_callback(witness)
-        trainer.add_callback(DevLoss(watch, dev, trainer))
+        trainer.add_callback(DevLooks(watch, dev, trainer, score_dev))
         trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
         trainer.remove_callback(PrinterCallback)
         # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
@@ -96,6 +101,10 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             watch.close()
+        if trainer.choice.weights is not None:
+            state.put(trainer.model, trainer.choice.weights, "the best look at dev")
+            best, last = trainer.choice.chosen["step"], trainer.state.global_step
+            say(f"  the adapter is that of step {best} of {last}, the best on dev")
         found = witness.findings(how_it_began(checkpoint, drifted))
         findings.write(out, "train", found)
         findings.refuse(found, "train", Diverged)
@@ -119,12 +128,14 @@ def train(
                 "train_digest": dataset.digest("train"),
                 "order_digest": order_digest(trainer),
                 "drift": drifted,
+                "choice": trainer.choice.as_dict(),
             }
             | ({"after": beginning.digest} if beginning else {}),
             less=less,
             whole=whole,
         )
-        plot_loss(watch.lines, out / "loss.png")
+        write_json(out / "choice.json", trainer.choice.as_dict())
+        plot_loss(watch.lines, out / "loss.png", trainer.choice.chosen["step"])
         lora = trainer.model.peft_config["default"]
         write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base, beginning)
 

@@ -1,7 +1,8 @@
 """All that a training run remembers between two steps, as safetensors and JSON: nothing that reads it can run code.
 
-Trained weights, optimizer, schedule, loss scale, the random generators, the trainer's own counters and the lines of
-train.jsonl. Restored, the next step is the one that would have followed, bit for bit.
+Trained weights, optimizer, schedule, loss scale, the random generators, the trainer's own counters, the lines of
+train.jsonl, the looks at dev and the best one's weights. Restored, the next step is the one that would have followed,
+bit for bit.
 """
 
 import json
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from tunesmith.train.guarded import Guarded
 
 WEIGHTS, TENSORS, VALUES, TRAINER = "adapter.safetensors", "state.safetensors", "state.json", "trainer_state.json"
-FILES = (WEIGHTS, TENSORS, VALUES, TRAINER)
+BEST = "best.safetensors"
+"""The weights of the best look so far, where the recipe keeps the best."""
 
 
 def write(trainer: "Guarded", directory: Path, weights: dict[str, torch.Tensor], values: Any) -> None:
     """Write a trainer's state, between two steps: its `trained` weights and what it `remembered`."""
     save_file(weights, directory / WEIGHTS)
+    if trainer.choice.weights is not None:
+        save_file(trainer.choice.weights, directory / BEST)
     tensors: dict[str, torch.Tensor] = {}
     packed = _packed(values, tensors)
     save_file(tensors, directory / TENSORS)
@@ -59,6 +63,7 @@ def remembered(trainer: "Guarded") -> dict[str, Any]:
             "lines": trainer.lines,
             "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
         },
+        "looks": trainer.choice.looks,
     }
 
 
@@ -76,11 +81,19 @@ def restore_weights(model: Any, directory: Path) -> None:
     Raises:
         UserError: the model trains other weights, or of other shapes: nothing is loaded then.
     """
-    stored = load_file(directory / WEIGHTS)
+    put(model, load_file(directory / WEIGHTS), str(directory / WEIGHTS))
+
+
+def put(model: Any, stored: Mapping[str, torch.Tensor], where: str) -> None:
+    """Put weights that `trained` gave into a model; `where` they are from is for the message.
+
+    Raises:
+        UserError: the model trains other weights, or of other shapes: nothing is loaded then.
+    """
     held = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if {name: tensor.shape for name, tensor in stored.items()} != {name: held[name].shape for name in held}:
         other = sorted(stored.keys() ^ held.keys())[:3] or [n for n in held if stored[n].shape != held[n].shape][:3]
-        raise UserError(f"{directory / WEIGHTS}: holds other weights than are trained now ({', '.join(other)})")
+        raise UserError(f"{where}: holds other weights than are trained now ({', '.join(other)})")
     with torch.no_grad():
         for name, parameter in held.items():
             parameter.copy_(cut_like(parameter, stored[name]))
@@ -90,6 +103,12 @@ def read(directory: Path) -> dict[str, Any]:
     """What `remembered` gave when the checkpoint was written."""
     values = json.loads((directory / VALUES).read_text(encoding="utf-8"))
     found: dict[str, Any] = _unpacked(values, load_file(directory / TENSORS))
+    return found
+
+
+def best_weights(directory: Path) -> dict[str, torch.Tensor] | None:
+    """The weights of the best look at dev when the checkpoint was written, where it held any."""
+    found: dict[str, torch.Tensor] | None = load_file(directory / BEST) if (directory / BEST).is_file() else None
     return found
 
 

@@ -17,6 +17,7 @@ from tunesmith.errors import EnvironmentFault
 from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.team import Team
 from tunesmith.train.checkpoints import Checkpoints
+from tunesmith.train.choice import Choice
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import gradient_error, nll_sum
 from tunesmith.train.sampler import FamilySampler
@@ -114,6 +115,7 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
         """Of train.jsonl; a checkpoint remembers them."""
+        self.choice = Choice()
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
         self._own_loss = own_loss and plain
         # Noise on embeddings is scaled by the length of what is read at once: parts of rows are other lengths.

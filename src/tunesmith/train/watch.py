@@ -44,6 +44,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if self._bar:
                 self._bar.advance(0, note=f"loss {float(logs['loss']):.3f}")
 
+    def look(self, line: dict[str, Any], metric: str) -> None:
+        """Write what a look at dev found, and show it beside the bar."""
+        self.write(line)
+        key = f"dev_{metric}" if "dev_rows" in line else "dev_nll"
+        if self._bar:
+            self._bar.advance(0, note=f"{key} {line[key]:.3f}")
+
     def write(self, line: dict[str, Any]) -> None:
         """Append one line to train.jsonl."""
         self.lines.append(line)
@@ -55,8 +62,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._stack.close()
 
 
-def plot_loss(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw the loss curve of train.jsonl as PNG: training loss by step, dev loss where it was scored."""
+def plot_loss(lines: list[dict[str, Any]], path: Path, chosen: int) -> None:
+    """Draw train.jsonl as PNG: losses by step, and below them the dev scores where rows were answered.
+
+    `chosen` is the step whose adapter is published.
+    """
     of_pairs = any("rewards/margins" in line for line in lines)
     held_out, unit = ("dev_loss", "pair") if of_pairs else ("dev_nll", "completion token")
     import matplotlib
@@ -64,17 +74,28 @@ def plot_loss(lines: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    dev = [(line["step"], line[held_out]) for line in lines if held_out in line]
-    if train:
-        axes.plot(*zip(*train, strict=True), label="train", linewidth=1.5)
-    if dev:
-        axes.plot(*zip(*dev, strict=True), label="dev", marker="o", linewidth=1.5)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"loss per {unit} (nats)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    scored = [line for line in lines if "dev_rows" in line]
+    panels = 2 if scored else 1
+    figure, axes = pyplot.subplots(
+        panels, figsize=(7, 1 + 3 * panels), sharex=True, squeeze=False, layout="constrained"
+    )
+    losses = axes[0, 0]
+    for key, label, style in (("loss", "train", "-"), (held_out, "dev", "--o")):
+        if points := [(line["step"], line[key]) for line in lines if key in line]:
+            losses.plot(*zip(*points, strict=True), style, label=label, linewidth=1.5)
+    losses.set_ylabel(f"loss per {unit} (nats)")
+    losses.set_ylim(bottom=0)
+    if scored:
+        steps = [line["step"] for line in scored]
+        for key, label, style in (("dev_exact_match", "exact match", "-o"), ("dev_field_f1", "field F1", ":s")):
+            axes[1, 0].plot(steps, [line[key] for line in scored], style, label=label, linewidth=1.5)
+        axes[1, 0].set_ylabel(f"mean score of {scored[-1]['dev_rows']} dev rows")
+        axes[1, 0].set_ylim(-0.03, 1.03)
+        for panel in axes[:, 0]:
+            panel.axvline(chosen, color="black", linewidth=0.8, label="published")
+    for panel in axes[:, 0]:
+        panel.grid(alpha=0.3)
+        panel.legend()
+    axes[-1, 0].set_xlabel("optimizer step")
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)

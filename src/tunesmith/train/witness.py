@@ -44,11 +44,16 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         self.before = {name: trainer.losses(rows) for name, rows in self.slices.items()}
         self.late: dict[str, torch.Tensor] = {}
         self.late_from = 0
+        self.last: dict[str, torch.Tensor] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the weights once, late in the run, with at least one step to come."""
         if not self.late and state.global_step >= min(LATE * state.max_steps, state.max_steps - 2):
             self.late, self.late_from = _weights(self.trainer), state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the weights that the last step left, whichever step's are published."""
+        self.last = _weights(self.trainer)
 
     def findings(self, resumed: Finding) -> list[Finding]:
         """What was seen, at the end of training; `resumed` is what the beginning had to say."""
@@ -97,7 +102,7 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         )
 
     def _moved(self) -> Finding:
-        now = _weights(self.trainer)
+        now = self.last
         narrow = sorted({str(tensor.dtype) for tensor in now.values() if tensor.dtype != torch.float32})
         shares = self._shares(now)
         told = ", ".join(f"{share:.1%} of {kind}" for kind, share in shares.items()) or "no late step to look at"

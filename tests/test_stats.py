@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tunesmith.gate.stats import Interval, clustered_t, mean_interval, paired_interval, rows_needed, tango
+from tunesmith.stats import Interval, clustered_t, mean_interval, paired_interval, rows_needed, tango
 
 ALPHA = 0.05
 

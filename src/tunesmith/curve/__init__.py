@@ -1,0 +1,1 @@
+"""What more training rows would bring: adapters of nested parts of them, side by side on dev."""
