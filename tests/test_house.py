@@ -36,6 +36,7 @@ NOUNS = {
     "templates",
     "text",
     "tokens",
+    "trackers",
     "upstream",
     "yaml_source",
 }

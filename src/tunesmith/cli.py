@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith import __version__
-from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError
+from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError, is_out_of_memory
 
 app = typer.Typer(
     help="Fine-tune open models with LoRA and QLoRA; ship an adapter only on evidence.",
@@ -164,6 +164,17 @@ def check(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: Ru
 
     show(read_json(line.run.path("check.json")), line.dataset, line.base, Console(highlight=False))
     typer.echo(line.run.path("check.json"))
+
+
+@app.command()
+def plan(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Say what training would take of this machine, without loading a weight; exit 21 if it cannot fit."""
+    from rich.console import Console
+
+    line = _line(recipe, base, sets, runs)
+    path = line.plan(Console(highlight=False))
+    if path is not None:
+        typer.echo(path)
 
 
 @app.command()
@@ -324,7 +335,7 @@ def guarded(command: Callable[[], object]) -> int:
 
 def _environment_fault(error: Exception) -> EnvironmentFault | None:
     """The machine's fault behind an exception, or None where it is a bug of ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return EnvironmentFault(
             "out of memory; nothing was published",
             hint="in training lower hardware.batch_tokens, else pick a smaller base or fewer shots (arms.*)",

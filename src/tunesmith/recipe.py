@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from tunesmith import upstream
+from tunesmith import trackers, upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.sections import (
@@ -73,7 +73,6 @@ RESERVED: dict[str, dict[str, str]] = {
         "push_to_hub": "a run writes files only",
         "hub_token": "a recipe holds no secrets",
         "hub_model_id": "a run writes files only",
-        "report_to": "a run writes files only; metrics are in train.jsonl",
         "eval_strategy": "the dev split is scored after each epoch",
         "save_strategy": "use `checkpoints`",
         "load_best_model_at_end": "the last adapter is the one judged",
@@ -278,7 +277,9 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
                 problems.append(f"{where}: set by the toolkit; {reserved[key]}")
             elif key not in known:
                 problems.append(f"{where}: unknown key{_did_you_mean(key, set(known) - set(reserved))}")
-            elif problem := known[key].problem(value) or _range_problem(section, key, value):
+            elif problem := (
+                known[key].problem(value) or _range_problem(section, key, value) or trackers.problem(key, values)
+            ):
                 problems.append(f"{where}: {problem}")
         for key in MUST_STATE[section]:
             if key not in values:

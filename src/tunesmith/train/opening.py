@@ -143,9 +143,12 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
         "dataloader_pin_memory": profile.device == "cuda",
     }
     try:
-        return SFTConfig(**{**recipe.trainer, **ours})
+        config = SFTConfig(**{**recipe.trainer, **ours})
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: trl refuses it: {error}") from None
+    # transformers adds kubeflow by itself where its server's address is set; `Trackers` tells whom the recipe names.
+    config.report_to = []
+    return config
 
 
 def _base_gib_fp32(base: Base) -> float:

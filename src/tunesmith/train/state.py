@@ -57,6 +57,8 @@ def remembered(trainer: "AdapterTrainer") -> dict[str, Any]:
             "lines": trainer.lines,
             "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
         },
+        "pace": trainer.pace.remembered(),
+        "skipped": trainer.skipped,
     }
 
 

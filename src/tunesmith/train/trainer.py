@@ -8,7 +8,6 @@ that is not a number stops the run before it reaches the weights.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.loss import gradient_error, nll_sum, row_nll
+from tunesmith.train.pace import Pace
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits, lay_out
+from tunesmith.train.work import Work, work_of
 
 
 def features(rows: Sequence[Rendered]) -> HFDataset:
@@ -66,23 +67,6 @@ class Collator:
         return {"levels": layout.levels, "labels": labels, "tokens": layout.tokens}
 
 
-@dataclass(frozen=True)
-class Work:
-    """Tokens of one epoch."""
-
-    rows: int
-    """In the rows, each counted whole."""
-    apart: int
-    """Through the model if no beginning were shared: the rows and their padding."""
-    computed: int
-    """Through the model as it trains."""
-
-    @property
-    def saved(self) -> float:
-        """The part of the tokens that sharing saves."""
-        return 1 - self.computed / self.apart
-
-
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are rendered already.
 
@@ -108,7 +92,10 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self.ids = ids or [f"number {number}" for number in range(1, len(rows) + 1)]
         self.checkpoints = checkpoints
         self.lines: list[dict[str, Any]] = []
-        """Of train.jsonl; a checkpoint remembers them."""
+        """Of train.jsonl; a checkpoint remembers them, and the two that follow."""
+        self.pace = Pace()
+        self.skipped = 0
+        """Optimizer steps that a loss scale (float16) skipped."""
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
         self._own_loss = own_loss and plain
         # Noise on embeddings is scaled by the length of what is read at once: parts of rows are other lengths.
@@ -125,11 +112,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def work(self) -> Work:
         """The tokens of the first epoch."""
-        passes = [[self.rows[i] for i in rows] for rows in self._passes()]
-        apart = [lay_out(rows, None) for rows in passes]
-        shared = [lay_out(rows, self.limits) for rows in passes] if self.limits else apart
-        total = sum(layout.tokens for layout in apart)
-        return Work(total, sum(layout.computed for layout in apart), sum(layout.computed for layout in shared))
+        return work_of(self.rows, self._passes(), self.limits)
 
     def error(self) -> float:
         """How far our gradients are from those of rows alone through the model's own logits, relative to their norm.
@@ -150,10 +133,17 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> FamilySampler:
         return self._sampler
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The passes of the next step."""
+        self.pace.step_begins()
+        return super().get_batch_samples(*args, **kwargs)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean negative log-likelihood of the loss tokens; `num_items_in_batch` counts those of the whole step."""
+        if self.model.training:
+            self.pace.count(inputs)
         if not self._own_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["labels"][1:]
@@ -230,6 +220,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
                 self.accelerator.scaler.load_state_dict(held["scaler"])
             self._log_of_before = held["log"]
             self.lines[:] = held["log"]["lines"]
+            self.pace.restore(held["pace"])
+            self.skipped = held["skipped"]
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """It comes with the optimizer."""

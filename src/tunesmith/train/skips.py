@@ -1,0 +1,42 @@
+"""Steps that a loss scale skipped: float16 gradients that overflowed, and rows that nothing was learned from."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from tunesmith.errors import Diverged
+
+if TYPE_CHECKING:
+    from tunesmith.train.trainer import AdapterTrainer
+
+MOST = 0.05
+"""The part of a run's steps that may be skipped."""
+
+
+class Skips(TrainerCallback):  # type: ignore[misc]
+    """Counts skipped steps, and stops a run as soon as more of its steps are lost than it may lose.
+
+    A gradient that is no number looks like an overflow: without a limit such a run would skip to its end, at a loss
+    that looks healthy, and publish an adapter that learned from next to nothing.
+    """
+
+    def __init__(self, trainer: "AdapterTrainer") -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count.
+
+        Raises:
+            Diverged: more than one step in twenty of the whole run was skipped.
+        """
+        if not self.trainer.accelerator.optimizer_step_was_skipped:
+            return
+        self.trainer.skipped += 1
+        if self.trainer.skipped > MOST * state.max_steps:
+            raise Diverged(
+                f"training: {self.trainer.skipped} of {state.global_step} steps were skipped, because their gradients "
+                f"overflowed; at most {MOST:.0%} of the run's {state.max_steps} may be; "
+                "nothing was written",
+                hint="lower trainer.learning_rate or trainer.max_grad_norm, or set hardware.dtype to float32 (bfloat16 "
+                "where the GPU has it); the first steps also search for the scale: a very short run needs more",
+            )
