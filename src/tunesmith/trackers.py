@@ -45,7 +45,7 @@ OFF = {"", "false", "0", "no", "off"}
 
 def named(report_to: Any) -> list[str]:
     """The trackers that a value of `trainer.report_to` names."""
-    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
+    names = report_to if isinstance(report_to, list) else [report_to] if isinstance(report_to, str) else []
     return [name for name in names if name != "none"]
 
 

@@ -1,5 +1,7 @@
 """How much memory training holds at its peak: what torch has allocated on a GPU, else what is resident."""
 
+import ctypes
+import gc
 import re
 import sys
 from contextlib import suppress
@@ -21,6 +23,13 @@ def forget_peak(device: str) -> None:
         return
     with suppress(OSError):
         CLEAR.write_text(PEAK)
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library can: else it would count as held."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_gib(device: str) -> float | None:

@@ -29,7 +29,7 @@ from tunesmith.train.work import Pass, Work, work_of
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4 = 0.516
 """Bytes of a weight in 4 bits with doubly quantised scales: half a byte, 1/64 for its block, 4/16384 for theirs."""
-LIBRARIES = {"cpu": 0.75, "cuda": 0.6}
+LIBRARIES = {"cpu": 0.6, "cuda": 0.6}
 """GiB before anything is loaded: on a CPU the process with its libraries, on a GPU the CUDA context, which the
 driver holds beside what torch allocates."""
 USABLE = 0.95

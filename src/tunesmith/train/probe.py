@@ -20,7 +20,7 @@ from tunesmith.progress import duration, say
 from tunesmith.prompt import IGNORE
 from tunesmith.recipe import Recipe
 from tunesmith.train import state as run_state
-from tunesmith.train.memory import forget_peak, peak_gib
+from tunesmith.train.memory import forget_peak, give_back, peak_gib
 from tunesmith.train.plan import USABLE, Plan, advice, what_would_fit
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Probe(TrainerCallback):  # type: ignore[misc]
         work, device = self.plan.work, args.device.type
         try:
             with nothing_happened(self.trainer):
+                give_back()
                 forget_peak(device)
                 began = time.monotonic()
                 one_pass(self.trainer, work.longest.rows)

@@ -167,14 +167,16 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the step's gradients; one that is not finite stops here, before the optimizer."""
-        if self.state.global_step == 0:
-            # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(float(norm)):
+            # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
+            if self.accelerator.scaler is None:
+                raise self._diverged(f"the gradient became {float(norm)}")
+        elif self.state.global_step == self.skipped:
+            # The first step that is taken. lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a
+            # module that takes no part.
             held = [(name, p.grad) for name, p in self.model.named_parameters() if "lora_B" in name]
             refuse_asleep(self.model, {name for name, grad in held if grad is None or not bool(grad.any())})
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
-            raise self._diverged(f"the gradient became {float(norm)}")
         return norm
 
     def _diverged(self, says: str) -> Diverged:
