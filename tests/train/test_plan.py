@@ -234,7 +234,8 @@ def test_a_pass_for_which_memory_runs_out_is_refused_with_what_would_fit(
     rows = [replace(row, prompt_ids=row.prompt_ids * 12) for row in rendered(line, 48)]
     trainer = trainer_for(line, rows, tmp_path, limits=None, per_device_train_batch_size=48)
     now = plan(with_settings(line.recipe, {"hardware.share_prefixes": False}), rows, line.base)
-    probe = Probe(trainer, line.recipe, line.base, replace(now, work=trainer.work()), tmp_path / "probe.json")
+    now = now.for_profile(line.recipe, anatomy(line.base, line.recipe), now.profile, trainer.work())
+    probe = Probe(trainer, line.recipe, line.base, now, tmp_path / "probe.json")
     real = probing.one_pass
 
     def starved(*arguments: Any) -> None:
