@@ -176,9 +176,9 @@ def with_scale(trainer: Any, scale: float) -> Any:
         return torch.nn.utils.clip_grad_norm_(parameters, most, norm_type=norm_type)
 
     trainer.accelerator.clip_grad_norm_ = clip
-    # The loss 64 times over: gradients that the first scale, the largest power of two, carries out of float32.
+    # The loss eight times over: gradients that the first scale, the largest power of two, carries out of float32.
     loss = trainer.compute_loss
-    trainer.compute_loss = lambda *arguments, **options: 64 * loss(*arguments, **options)
+    trainer.compute_loss = lambda *arguments, **options: 8 * loss(*arguments, **options)
     return trainer
 
 

@@ -22,6 +22,12 @@ class Skips(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: "AdapterTrainer") -> None:
         self.trainer = trainer
+        self._scale = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the scale that the run begins with."""
+        scaler = self.trainer.accelerator.scaler
+        self._scale = scaler.get_scale() if scaler is not None else 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count.
@@ -29,7 +35,13 @@ class Skips(TrainerCallback):  # type: ignore[misc]
         Raises:
             Diverged: more than one step in twenty of the whole run was skipped.
         """
-        if not self.trainer.accelerator.optimizer_step_was_skipped:
+        scaler = self.trainer.accelerator.scaler
+        if scaler is None:
+            return
+        # A scale falls when a step overflows, and only then. accelerate's own `optimizer_step_was_skipped` stays false
+        # with fused optimizers, the default: these are called all the same and skip inside.
+        before, self._scale = self._scale, scaler.get_scale()
+        if self._scale >= before and not self.trainer.accelerator.optimizer_step_was_skipped:
             return
         self.trainer.skipped += 1
         if self.trainer.skipped > MOST * state.max_steps:
