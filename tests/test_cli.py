@@ -9,7 +9,20 @@ import pytest
 from tests.conftest import Tunesmith
 from tunesmith.errors import ExitCode
 
-COMMANDS = ["baseline", "check", "curate", "doctor", "evaluate", "export", "gate", "leaks", "recipe", "run", "train"]
+COMMANDS = [
+    "baseline",
+    "check",
+    "curate",
+    "doctor",
+    "evaluate",
+    "export",
+    "gate",
+    "leaks",
+    "plan",
+    "recipe",
+    "run",
+    "train",
+]
 
 
 def test_the_commands_are_these(tunesmith: Tunesmith) -> None:

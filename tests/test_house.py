@@ -43,6 +43,7 @@ NOUNS = {
     "templates",
     "text",
     "tokens",
+    "trackers",
     "upstream",
     "yaml_source",
 }

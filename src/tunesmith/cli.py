@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith import __version__
-from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError, UserError
+from tunesmith.errors import EnvironmentFault, ExitCode, TunesmithError, UserError, is_out_of_memory
 
 app = typer.Typer(
     help="Fine-tune open models with LoRA and QLoRA; ship an adapter only on evidence.",
@@ -203,6 +203,17 @@ def _show_check(line: Any, number: int) -> None:
     shown.show_rows(rows, renderer, console)
     shown.write_page(line.run.path("check.html"), line.recipe.name, result, faults, rows, renderer)
     typer.echo(line.run.path("check.html"))
+
+
+@app.command()
+def plan(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Say what training would take of this machine, without loading a weight; exit 21 if it cannot fit."""
+    from rich.console import Console
+
+    line = _line(recipe, base, sets, runs)
+    path = line.plan(Console(highlight=False))
+    if path is not None:
+        typer.echo(path)
 
 
 @app.command()
@@ -402,7 +413,7 @@ def _tell(text: str) -> None:
 
 def _environment_fault(error: Exception) -> EnvironmentFault | None:
     """The machine's fault behind an exception, or None where it is a bug of ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return EnvironmentFault(
             "out of memory; nothing was published",
             hint="in training lower hardware.batch_tokens, else pick a smaller base or fewer shots (arms.*)",

@@ -77,3 +77,9 @@ class EnvironmentFault(TunesmithError):
     """The machine or the network failed us; the input may be fine."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: Python's, torch's on a GPU, or torch's on a CPU, a bare string."""
+    torch_s = type(error).__name__ == "OutOfMemoryError"
+    return torch_s or isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -6,6 +6,7 @@ as the recipe says, the profile only decides how it is cut into forward passes a
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import UserError
@@ -142,5 +143,17 @@ def _has_triton() -> bool:
 
 def _memory_gib() -> float:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(whole, _container_limit() or whole) / GIB
     return 8.0
+
+
+def _container_limit() -> int | None:
+    """Bytes that the container may use before the system kills it, where it is limited (cgroup v2, then v1)."""
+    for path in CGROUPS:
+        if path.is_file() and (told := path.read_text().strip()).isdigit():
+            return int(told)
+    return None
+
+
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import adapters, bases, findings, launch
+from tunesmith import adapters, bases, findings, launch, trackers
 from tunesmith.bases import Base
 from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged, UserError
 from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
-from tunesmith.files import read_json, sha256_file
+from tunesmith.files import read_json, sha256_file, write_json
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
@@ -29,6 +29,7 @@ from tunesmith.team import here
 from tunesmith.tokens import rendered_rows
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from transformers import PreTrainedModel
 
     from tunesmith.evaluate.arena import Arena
@@ -112,6 +113,8 @@ class Line:
     def _trained_on(self) -> dict[str, Any]:
         recipe = self.recipe.as_dict()
         keys = ("name", "base", "seed", "quantization", "data", "lora", "lora_plus_ratio", "trainer", "dev")
+        # Who is told of a run decides nothing of it.
+        recipe["trainer"] = {key: value for key, value in recipe["trainer"].items() if key not in trackers.KEYS}
         # Under a name of its own: the recipe, too, calls something `base` and something `data`.
         trained_on = self._common() | {"recipe": {key: recipe[key] for key in keys}}
         if self.beginning:
@@ -297,6 +300,32 @@ class Line:
             gc.collect()
             torch.cuda.empty_cache()
 
+    def plan(self, console: "Console") -> Path | None:
+        """Show what training takes here, and write it into the run once there are rows; returns where.
+
+        Raises:
+            EnvironmentFault: it cannot fit; names the first setting that would.
+        """
+        from tunesmith.prompt import Renderer
+        from tunesmith.tokens import rendered_rows
+        from tunesmith.train.plan import plan, show, too_much, what_would_fit
+
+        rows, path = [], None
+        if self.dataset.exists():
+            renderer = Renderer(self.base.tokenizer(), self.base.end_ids())
+            rows = rendered_rows(renderer, self.dataset, "train", self.run.path("tokens/train.safetensors"))
+            path = self.run.path("plan.json")
+        found = plan(self.recipe, rows, self.base)
+        settings = None if found.fits else what_would_fit(self.recipe, rows, self.base, found)
+        show(found, console)
+        if path is not None:
+            write_json(path, found.as_dict() | {"would_fit": settings})
+        else:
+            say("  no rows are curated: planned for rows as long as data.max_tokens, and not written down")
+        if not found.fits:
+            raise too_much(found, settings)
+        return path
+
     def train(self, *, resume: Path | None = None, allow_drift: bool = False) -> None:
         """Train the adapter, from this run's newest checkpoint if it has one.
 
@@ -439,8 +468,8 @@ class Line:
 
 def quiet_libraries() -> None:
     """Set, before the heavy imports, what keeps libraries off the network, off the terminal and on one GPU."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in trackers.QUIET.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if here().size > 1:

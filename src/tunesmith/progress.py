@@ -22,6 +22,10 @@ class Bar:
         if note is not None:
             self._progress.update(self._task, note=note)
 
+    def left(self) -> float | None:
+        """Seconds until the end at the present speed; none while nothing is known of it."""
+        return self._progress.tasks[0].time_remaining
+
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Bar]:
@@ -35,10 +39,19 @@ def bar(label: str, total: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=stderr, transient=False, disable=not label) as progress:
+    # By rich's own half minute of memory, a step that takes longer would never have a speed.
+    with Progress(*columns, console=stderr, transient=False, disable=not label, speed_estimate_period=600) as progress:
         yield Bar(progress, total, f"  {label:<24}")
 
 
 def say(text: str) -> None:
     """One line for a person, on stderr."""
     stderr.print(text, soft_wrap=True, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a person: `1.9 s`, `40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from tunesmith import preferences, upstream
+from tunesmith import preferences, trackers, upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.methods import REFUSED, method_problems
@@ -77,7 +77,6 @@ RESERVED: dict[str, dict[str, str]] = {
         "push_to_hub": "a run writes files only",
         "hub_token": "a recipe holds no secrets",
         "hub_model_id": "a run writes files only",
-        "report_to": "a run writes files only; metrics are in train.jsonl",
         "eval_strategy": "use `dev.every_steps`",
         "save_strategy": "use `checkpoints`",
         "load_best_model_at_end": "use `dev.keep`",
@@ -355,7 +354,9 @@ def _upstream_problems(source: YamlSource, label: str) -> list[str]:
                 other = _other_kind(kind, key) if section == "trainer" else ""
                 ours = {"kind"} if section == "trainer" else set()
                 problems.append(f"{where}: unknown key{other}{_did_you_mean(key, (set(known) | ours) - set(reserved))}")
-            elif problem := known[key].problem(value) or _range_problem(section, key, value):
+            elif problem := (
+                known[key].problem(value) or _range_problem(section, key, value) or trackers.problem(key, values)
+            ):
                 problems.append(f"{where}: {problem}")
         for key in MUST_STATE.get(section, ()):
             if key not in values:

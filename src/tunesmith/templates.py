@@ -15,7 +15,8 @@ def fill(
     """
     is_page = name.endswith(".html.jinja")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "."),
+        # The look that all pages share lies beside this file.
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, "."), jinja2.PackageLoader("tunesmith", ".")]),
         undefined=jinja2.StrictUndefined,
         autoescape=is_page,
         trim_blocks=is_page,

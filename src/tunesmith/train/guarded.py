@@ -24,6 +24,7 @@ from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.choice import Choice
 from tunesmith.train.loss import nll_sum, row_nll
+from tunesmith.train.pace import Pace
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.shards import cut_optimizer, whole
 from tunesmith.train.start import Start
@@ -42,6 +43,9 @@ class Guarded(Trainer):  # type: ignore[misc]
     checkpoints: Checkpoints | None
     lines: list[dict[str, Any]]
     """Of train.jsonl; a checkpoint remembers them."""
+    pace: Pace
+    skipped = 0
+    """Optimizer steps that a loss scale (float16) skipped."""
     choice: Choice
     """The looks at dev, and which one's adapter is published."""
     limits: Limits | None
@@ -60,6 +64,11 @@ class Guarded(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FamilySampler:
         return self._sampler
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The passes of the next step."""
+        self.pace.step_begins()
+        return super().get_batch_samples(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Upstream's optimizer, or peft's for LoRA+ (arXiv:2402.12354): lora_B's learning rate is a multiple."""
@@ -90,16 +99,18 @@ class Guarded(Trainer):  # type: ignore[misc]
         (lost,) = self.team.any(self._lost)
         if lost:
             raise self._diverged("the loss became no number")
-        if self.state.global_step == 0 and not self.is_deepspeed_enabled:
-            # lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a module that takes no part.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole(norm) if isinstance(norm, torch.Tensor) else norm
+        if not math.isfinite(float(norm)):
+            # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
+            if self.accelerator.scaler is None:
+                raise self._diverged(f"the gradient became {float(norm)}")
+        elif self.state.global_step == self.skipped and not self.is_deepspeed_enabled:
+            # The first step that is taken. lora_A's gradient is zero as long as lora_B is: lora_B's own is what tells a
+            # module that takes no part.
             held = {name: weight.grad for name, weight in leading(self.model).items()}
             asleep = {name for name, grad in held.items() if grad is None or not bool(whole(grad).any())}
             refuse_asleep(self.model, asleep)
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        norm = whole(norm) if isinstance(norm, torch.Tensor) else norm
-        # With a loss scale (float16) an overflow is met by a skipped step and a smaller scale.
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
-            raise self._diverged(f"the gradient became {float(norm)}")
         return norm
 
     def _diverged(self, says: str) -> Diverged:
@@ -200,6 +211,8 @@ class Guarded(Trainer):  # type: ignore[misc]
                 self.accelerator.scaler.load_state_dict(held["scaler"])
             self._log_of_before = held["log"]
             self.lines[:] = held["log"]["lines"]
+            self.pace.restore(held["pace"])
+            self.skipped = held["skipped"]
             self.choice.looks[:] = held["looks"]
             self.choice.weights = state.best_weights(Path(checkpoint))
 

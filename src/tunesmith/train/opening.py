@@ -208,9 +208,12 @@ def sft_config(recipe: Recipe, profile: Profile, directory: str) -> SFTConfig:
     """
     ours = _ours(recipe, profile, directory) | {"dataset_kwargs": {"skip_prepare_dataset": True}}
     try:
-        return SFTConfig(**{**recipe.trainer_keys, **ours})
+        config = SFTConfig(**{**recipe.trainer_keys, **ours})
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: trl refuses it: {error}") from None
+    # transformers adds kubeflow by itself where its server's address is set; `Trackers` tells whom the recipe names.
+    config.report_to = []
+    return config
 
 
 def dpo_config(recipe: Recipe, profile: Profile, directory: str) -> DPOConfig:
@@ -224,6 +227,7 @@ def dpo_config(recipe: Recipe, profile: Profile, directory: str) -> DPOConfig:
         config = DPOConfig(**{**recipe.trainer_keys, **ours})
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: trl refuses it: {error}") from None
+    config.report_to = []
     if profile.accumulation > 1 and (together := sorted(preferences.TOGETHER & set(config.loss_type))):
         raise UserError(
             f"trainer.loss_type: {together[0]!r} takes the pairs of a step together, and {profile.rows_per_pass} "

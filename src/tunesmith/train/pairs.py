@@ -20,6 +20,7 @@ from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.choice import Choice
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import row_nll
+from tunesmith.train.pace import Pace
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits
 
@@ -75,6 +76,7 @@ class PreferenceTrainer(Guarded, DPOTrainer):  # type: ignore[misc]
         self.checkpoints = checkpoints
         self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
+        self.pace = Pace()
         self.choice = Choice()
         self.limits, self._own_loss = None, False
         self._blank = Rendered(self.rows[0].input_ids[:1], [], ends=False)
@@ -97,6 +99,8 @@ class PreferenceTrainer(Guarded, DPOTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean loss of the pairs; in training such that the passes of a step add up to the mean over all its pairs."""
+        if self.model.training:
+            self.pace.count(inputs)
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.model.training and self._pairs_of_step:
             # The trainer divides by the number of passes, of which the last of an epoch may be smaller.

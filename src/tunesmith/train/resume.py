@@ -25,6 +25,11 @@ class Resumption:
     allow_drift: bool = False
     """Go on from a checkpoint that was made otherwise; what differs is recorded."""
 
+    @property
+    def run(self) -> Path:
+        """The run's directory, for what is written while it goes on."""
+        return self.directory.parent
+
 
 def where_to_begin(checkpoints: Checkpoints, resumption: Resumption) -> tuple[str | None, list[str]]:
     """The path of the checkpoint to go on from, if there is one, and where it was made otherwise than this run.

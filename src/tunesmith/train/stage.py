@@ -1,12 +1,14 @@
 """Train an adapter on the train split and write it with everything that says what it is.
 
-Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safetensors and manifest), `train.jsonl`,
-`train-check.json`, `choice.json`, `loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for
-bit, for one machine and thread count, however often the run was killed on its way.
+Reads the recipe, the train and dev rows and the base. Writes `adapter/` (safetensors and manifest), what was logged
+(`train.jsonl`, `pace.jsonl`), what was looked at (`train-check.json`, `choice.json`, `probe.json`), `train.html`,
+`loss.png` and `recipe.lock.yaml`. The same inputs give the same adapter, bit for bit, for one machine and thread count,
+however often the run was killed on its way.
 """
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,14 @@ from tunesmith.train.dev import DevLooks, ScoreDev
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.lock import write_lock
 from tunesmith.train.opening import TOLERANCE, fitting_trainer, lora_config, preference_trainer, say_choices
+from tunesmith.train.page import PAGE, RunPage
+from tunesmith.train.plan import Plan, anatomy, plan, refuse
+from tunesmith.train.probe import Probe
 from tunesmith.train.resume import Resumption, how_it_began, machine, where_to_begin
 from tunesmith.train.saver import Saver
+from tunesmith.train.skips import Skips
 from tunesmith.train.stops import polite_stops
+from tunesmith.train.tracking import Trackers
 from tunesmith.train.watch import Watch, plot_loss
 from tunesmith.train.witness import Witness, order_digest
 
@@ -57,6 +64,7 @@ def train(
     Raises:
         UserError: peft or trl refuses a value of the recipe, or the checkpoint there is was made otherwise.
         Interrupted: it was asked to stop, and has saved a checkpoint.
+        EnvironmentFault: it does not fit into memory, or a tracker cannot be opened: nothing was trained.
         Diverged: a loss or a gradient became not a number, or the adapter learned nothing at all.
     """
     recipe, team = loaded.with_paths(), here()
@@ -67,11 +75,20 @@ def train(
     prompt_digest = renderer.digest(dataset.manifest()["systems"])
     dev: Sequence[Any]
     trainer: Guarded
+    forecast: Plan | None = None
+    probe: Probe | None = None
     with tempfile.TemporaryDirectory() as scratch, polite_stops() as stop:
         if beginning is None:
             rows = rendered_rows(renderer, dataset, "train", tokens / "train.safetensors")
             dev = rendered_rows(renderer, dataset, "dev", tokens / "dev.safetensors")
-            trainer, profile = fitting_trainer(recipe, rows, ids, base, lora_config(recipe), scratch)
+            sizes = anatomy(base, recipe)
+            forecast = plan(recipe, rows, base, sizes)
+            refuse(recipe, rows, base, forecast)
+            fitted, profile = fitting_trainer(recipe, rows, ids, base, lora_config(recipe), scratch)
+            forecast = forecast.for_profile(recipe, sizes, profile, fitted.work())
+            # Of a base that is cut among processes none can run a pass alone.
+            probe = None if fitted.is_cut else Probe(fitted, recipe, base, forecast, out / "probe.json")
+            trainer = fitted
         else:
             beginning.verify(recipe, base, prompt_digest)
             pairs = rendered_pairs(renderer, dataset, "train", tokens)
@@ -79,7 +96,8 @@ def train(
             trainer, profile = preference_trainer(recipe, pairs, ids, base, beginning.adapter, scratch)
         if team.leads:
             say_choices(profile, trainer)
-        watch = Watch(out / "train.jsonl", trainer.lines)
+        trackers = Trackers(trainer, recipe.trainer.get("report_to") if team.leads else None, resumption.run)
+        watch = Watch(out, trainer, trackers)
         binding = {**resumption.identity, "machine": machine(profile, team.size, recipe.launch.kind)}
         if trainer.start is not None and trainer.start.taken_out is not None:
             # Of a base that was changed a checkpoint holds nothing: it must have been changed alike.
@@ -89,27 +107,29 @@ def train(
         trainer.checkpoints = checkpoints
         checkpoint, drifted = team.lead(lambda: where_to_begin(checkpoints, resumption))
         witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
-        trainer.add_callback(watch)
-        trainer.add_callback(witness)
-        trainer.add_callback(DevLooks(watch, dev, trainer, score_dev))
-        trainer.add_callback(Saver(trainer, recipe.checkpoints, stop))
+        looks, saver = DevLooks(watch, dev, trainer, score_dev), Saver(trainer, recipe.checkpoints, stop)
+        for callback in (probe, trackers, watch, Skips(trainer), witness, looks, saver):
+            if callback is not None:
+                trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)
+        page = RunPage(loaded, base, trainer, profile, forecast, probe)
         # Under autocast peft would widen each input to float32, for the next operation to narrow it again: same bits.
         narrow = disable_input_dtype_casting(trainer.model, active=profile.dtype != "float32")
-        try:
-            with narrow:
-                trainer.train(resume_from_checkpoint=checkpoint)
-        finally:
-            watch.close()
-        if trainer.choice.weights is not None:
-            state.put(trainer.model, trainer.choice.weights, "the best look at dev")
-            best, last = trainer.choice.chosen["step"], trainer.state.global_step
-            say(f"  the adapter is that of step {best} of {last}, the best on dev")
-        found = witness.findings(how_it_began(checkpoint, drifted))
-        findings.write(out, "train", found)
-        findings.refuse(found, "train", Diverged)
-        if trainer.start is not None:
-            trainer.start.refuse_unmoved(trainer.model)
+        with page.told(resumption.run / PAGE) if team.leads else nullcontext():
+            try:
+                with narrow:
+                    trainer.train(resume_from_checkpoint=checkpoint)
+            finally:
+                watch.close()
+            if trainer.choice.weights is not None:
+                state.put(trainer.model, trainer.choice.weights, "the best look at dev")
+                best, last = trainer.choice.chosen["step"], trainer.state.global_step
+                say(f"  the adapter is that of step {best} of {last}, the best on dev")
+            found = witness.findings(how_it_began(checkpoint, drifted))
+            findings.write(out, "train", found)
+            findings.refuse(found, "train", Diverged)
+            if trainer.start is not None:
+                trainer.start.refuse_unmoved(trainer.model)
     less = trainer.start.taken_out if trainer.start is not None else None
     whole = state.trained(trainer.model) if trainer.is_cut else None
 
@@ -134,6 +154,7 @@ def train(
             less=less,
             whole=whole,
         )
+        page.write(out / PAGE)
         write_json(out / "choice.json", trainer.choice.as_dict())
         plot_loss(watch.lines, out / "loss.png", trainer.choice.chosen["step"])
         lora = trainer.model.peft_config["default"]

@@ -64,6 +64,8 @@ def remembered(trainer: "Guarded") -> dict[str, Any]:
             "metrics": {mode: dict(values) for mode, values in trainer._metrics.items()},
         },
         "looks": trainer.choice.looks,
+        "pace": trainer.pace.remembered(),
+        "skipped": trainer.skipped,
     }
 
 

@@ -5,7 +5,6 @@ are computed once and the head reads only what predicts a loss token (`loss`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +19,11 @@ from tunesmith.train.checkpoints import Checkpoints
 from tunesmith.train.choice import Choice
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import gradient_error, nll_sum
+from tunesmith.train.pace import Pace
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.start import widen
 from tunesmith.train.tree import Limits, lay_out
+from tunesmith.train.work import Work, work_of
 
 
 def features(rows: Sequence[Rendered]) -> HFDataset:
@@ -65,23 +66,6 @@ class Collator:
         return {"levels": layout.levels, "labels": labels, "tokens": layout.tokens}
 
 
-@dataclass(frozen=True)
-class Work:
-    """Tokens of one epoch."""
-
-    rows: int
-    """In the rows, each counted whole."""
-    apart: int
-    """Through the model if no beginning were shared: the rows and their padding."""
-    computed: int
-    """Through the model as it trains."""
-
-    @property
-    def saved(self) -> float:
-        """The part of the tokens that sharing saves."""
-        return 1 - self.computed / self.apart
-
-
 class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows that are rendered already.
 
@@ -114,7 +98,8 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         self.checkpoints = checkpoints
         self.lora_plus_ratio = lora_plus_ratio
         self.lines: list[dict[str, Any]] = []
-        """Of train.jsonl; a checkpoint remembers them."""
+        """Of train.jsonl; a checkpoint remembers them, and the two that follow."""
+        self.pace = Pace()
         self.choice = Choice()
         plain = reads_loss_tokens_only(self.model, self.args) and not self.aux_loss_enabled
         self._own_loss = own_loss and plain
@@ -134,11 +119,7 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
 
     def work(self) -> Work:
         """The tokens of the first epoch."""
-        passes = [[self.rows[i] for i in rows] for rows in self.passes()]
-        apart = [lay_out(rows, None) for rows in passes]
-        shared = [lay_out(rows, self.limits) for rows in passes] if self.limits else apart
-        total = sum(layout.tokens for layout in apart)
-        return Work(total, sum(layout.computed for layout in apart), sum(layout.computed for layout in shared))
+        return work_of(self.rows, self.passes(), self.limits)
 
     def error(self) -> float:
         """How far our gradients are from those of rows alone through the model's own logits, relative to their norm.
@@ -158,6 +139,8 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean negative log-likelihood of the loss tokens; `num_items_in_batch` counts those of the whole step."""
+        if self.model.training:
+            self.pace.count(inputs)
         if not self._own_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["labels"][1:]

@@ -18,6 +18,7 @@ from tunesmith.files import sha256_json
 from tunesmith.findings import Finding, seen
 from tunesmith.train import state
 from tunesmith.train.guarded import Guarded
+from tunesmith.train.skips import MOST
 from tunesmith.train.trainer import AdapterTrainer
 
 LATE = 0.9
@@ -57,7 +58,7 @@ class Witness(TrainerCallback):  # type: ignore[misc]
 
     def findings(self, resumed: Finding) -> list[Finding]:
         """What was seen, at the end of training; `resumed` is what the beginning had to say."""
-        looked = [self._batches(), self._order(), self._moved(), *self._learned(), resumed]
+        looked = [self._batches(), self._order(), self._moved(), *self._learned(), self._skipped(), resumed]
         if isinstance(self.trainer, AdapterTrainer):
             looked += [self._apart(self.trainer), self._weighed(self.trainer)]
         return looked
@@ -123,6 +124,17 @@ class Witness(TrainerCallback):  # type: ignore[misc]
             moved[kind] += int((now[name] != before).sum())
             all_of[kind] += before.numel()
         return {kind: moved[kind] / number for kind, number in all_of.items()}
+
+    def _skipped(self) -> Finding:
+        steps, skipped = self.trainer.state.global_step, self.trainer.skipped
+        return seen(
+            "steps taken",
+            (30,),
+            skipped <= MOST * steps,
+            f"a loss scale skips at most {MOST:.0%} of the steps",
+            f"{skipped} of {steps} steps skipped",
+            "set hardware.dtype: float32, or bfloat16 where the GPU has it",
+        )
 
     def _learned(self) -> list[Finding]:
         """Whether the rows' loss fell by more than it differs between rows; of dev rows that is not asked."""
