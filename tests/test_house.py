@@ -18,6 +18,7 @@ SOURCE = REPOSITORY / "src" / "tunesmith"
 NOUNS = {
     "adapters",
     "bases",
+    "chat_template",
     "curation",
     "errors",
     "files",
@@ -32,11 +33,13 @@ NOUNS = {
     "rows",
     "runs",
     "schema",
+    "secrets",
     "sections",
     "templates",
     "text",
     "tokens",
     "upstream",
+    "weights",
     "yaml_source",
 }
 STAGES = {"check", "curate", "evaluate", "export", "gate", "train"}

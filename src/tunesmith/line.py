@@ -291,6 +291,7 @@ class Line:
         adapter, merged = self.run.path("adapter"), self.run.path("merged")
         if not adapter.is_dir():
             raise UserError(f"{adapter}: not there yet; `tunesmith train` makes it")
+        self._refuse_changed_adapter()
         with self._timed("merge"):
             inputs = self._common() | {"adapter": adapters.digest(adapter)}
             if not self._skip("merge", inputs, "merged"):
@@ -310,6 +311,13 @@ class Line:
                     (out / "arms").mkdir()
                     stage.run_merged(self.arena, merged, self.run.path("guards-adapter.json"), out)
         say(f"  {self.run.path('arms')}")
+
+    def _refuse_changed_adapter(self) -> None:
+        if not self.run.is_done("train", self._trained_on()):
+            raise UserError(
+                f"{self.run.path('adapter')}: it, or what was written with it, is not what training wrote; "
+                "`tunesmith train` makes it anew"
+            )
 
     def gate(self) -> dict[str, Any]:
         """Judge the run; returns the verdict."""
@@ -337,6 +345,7 @@ class Line:
                 f"{self.run.path('verdict.json')}: there is no verdict on this run with these settings; "
                 "`tunesmith gate` gives it"
             )
+        self._refuse_changed_adapter()
         with self._timed("export"):
             dtype = str(scoring_dtype(self.arena)).removeprefix("torch.")
             target = bundle(self.loaded, self.run, self.dataset, self.base, self.dist, dtype=dtype)

@@ -6,12 +6,13 @@ Text in a row never becomes a control token: the template's own are the only one
 transformers 5.23, and `split_special_tokens` for the completion).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import chat_template
 from tunesmith.errors import UserError
 from tunesmith.files import sha256_json
 from tunesmith.rows import Message, Row
@@ -80,12 +81,13 @@ class Renderer:
         """Take a tokenizer and, where the base names them, the token ids that end a turn.
 
         Raises:
-            UserError: the tokenizer has no chat template or no end-of-sequence token.
+            UserError: the tokenizer has no chat template, one that is not safe to render, or no end-of-sequence token.
         """
         if not tokenizer.chat_template:
             raise UserError("the base's tokenizer has no chat template; pick an instruction-tuned base")
         if tokenizer.eos_token_id is None:
             raise UserError("the base's tokenizer has no end-of-sequence token; a model could never learn to stop")
+        chat_template.refuse_unfit(tokenizer.chat_template)
         self.tokenizer = tokenizer
         self.end_ids: list[int] = sorted({*end_ids, int(tokenizer.eos_token_id)})
         self.pad_id: int = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0])
@@ -121,7 +123,12 @@ class Renderer:
             )
         answer = whole[len(prompt) :]
         # The last end token wins: an end token inside the completion's own text is content, not the end.
-        ends = [(answer.rfind(text), text, token) for token, text in self._end_texts() if text in answer]
+        own = "\0".join(_texts(row.completion.as_dict()))
+        ends = [
+            (answer.rfind(text), text, token)
+            for token, text in self._end_texts()
+            if answer.count(text) > own.count(text)
+        ]
         if not ends:
             return self._plain_ids(answer), False
         position, _, token = max(ends)
@@ -177,8 +184,9 @@ class Renderer:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, **settings)
-        except (TemplateError, TypeError) as error:
+            with chat_template.bounded():
+                return self.tokenizer.apply_chat_template(messages, tools=tools, **settings)
+        except (TemplateError, TypeError, OverflowError, RecursionError) as error:
             # A template refuses what it was not written for: a system message, no content, roles out of turn.
             raise UserError(
                 f"the chat template refuses the messages ({error}); reshape the rows, or pick another base"
@@ -190,3 +198,12 @@ class Renderer:
 
     def _end_texts(self) -> list[tuple[int, str]]:
         return [(token, str(self.tokenizer.convert_ids_to_tokens(token))) for token in self.end_ids]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

@@ -5,8 +5,9 @@ and types are checked. Nothing a recipe says is ignored: an unknown key, a wrong
 itself are all refused, all at once, each with file, line and what to do.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from tunesmith import upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
+from tunesmith.secrets import secrets
 from tunesmith.sections import (
     ArmsSection,
     CheckpointsSection,
@@ -39,6 +41,8 @@ RESERVED: dict[str, dict[str, str]] = {
         "revision": "use `base`",
         "inference_mode": "the toolkit sets it",
         "auto_mapping": "the toolkit sets it",
+        "megatron_config": "it has a module imported; no code that a recipe names runs",
+        "megatron_core": "it has a module imported; no code that a recipe names runs",
     },
     "trainer": {
         "output_dir": "a run has its own directory under runs/",
@@ -220,6 +224,9 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         root = path.parent.parent
     label = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     source = _read_with_parent(path, label)
+    if kept := [f"{place}: {kind}" for place, kind in _secrets(source, label, sets)]:
+        # Before anything else is told: other messages quote what they refuse.
+        raise UserError(kept, hint="a recipe holds no secrets, for it is copied into every run and bundle; revoke it")
     for text in sets:
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
@@ -234,11 +241,38 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         problems += [_as_text(e["loc"], e, source, label) for e in error.errors()]
     if problems or recipe is None:
         raise UserError(sorted(problems, key=_by_line))
+    if outside := list(_outside(recipe, source, label)):
+        raise UserError(outside, hint="what lies elsewhere is linked or copied into the project, or named by `--set`")
     loaded = LoadedRecipe(recipe, source, label, root)
     if not loaded.schema_path.is_file():
         place = source.place(("data", "schema"), label)
         raise UserError(f"{place}: data.schema: no such file {recipe.data.output_schema!r}")
     return loaded
+
+
+def _secrets(source: YamlSource, label: str, sets: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Where a recipe or an option holds a key, a token or a private key, and which kind; never the value."""
+    told = [(source.place(keys, label), text) for keys, value in leaves(source.values) for text in (*keys, value)]
+    for place, text in (*told, *((SET, text) for text in sets)):
+        for part in text if isinstance(text, list) else [text]:
+            yield from ((place, f"holds a secret ({kind})") for _, _, kind, _ in secrets(str(part)))
+
+
+def _outside(recipe: Recipe, source: YamlSource, label: str) -> Iterator[str]:
+    """Paths of a recipe that lead out of its project; those of `--set` are the user's own word."""
+    paths: list[tuple[Keys, str]] = [
+        (("data", "directory"), recipe.data.directory),
+        (("data", "schema"), recipe.data.output_schema),
+        *((("curate", "sources", i, "path"), each.path) for i, each in enumerate(recipe.curate.sources)),
+        *((("curate", "probes", i), path) for i, path in enumerate(recipe.curate.probes)),
+    ]
+    for keys, path in paths:
+        place = source.place(keys, label)
+        where = f"{place}: {'.'.join(map(str, keys))}"
+        if not path or not path.isprintable():
+            yield f"{where}: {path!r} is no path"
+        elif place != SET and (path.startswith(("/", "~")) or os.path.normpath(path).split(os.sep)[0] == ".."):
+            yield f"{where}: {path!r} leads out of the project"
 
 
 def _by_line(problem: str) -> tuple[str, int]:
