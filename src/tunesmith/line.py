@@ -313,6 +313,7 @@ class Line:
         say(f"  {self.run.path('arms')}")
 
     def _refuse_changed_adapter(self) -> None:
+        adapters.refuse_unsafe(self.run.path("adapter"))
         if not self.run.is_done("train", self._trained_on()):
             raise UserError(
                 f"{self.run.path('adapter')}: it, or what was written with it, is not what training wrote; "

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import UserError
+from tunesmith.weights import header
 
 if TYPE_CHECKING:
     from tunesmith.train.trainer import AdapterTrainer
@@ -64,8 +65,9 @@ def restore_weights(model: Any, directory: Path) -> None:
     """Put a checkpoint's weights into a model.
 
     Raises:
-        UserError: the model trains other weights, or of other shapes: nothing is loaded then.
+        UserError: the model trains other weights, or of other shapes, or they are no safetensors: nothing is loaded.
     """
+    header(directory / WEIGHTS)
     stored = load_file(directory / WEIGHTS)
     held = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if {name: tensor.shape for name, tensor in stored.items()} != {name: held[name].shape for name in held}:
@@ -77,7 +79,12 @@ def restore_weights(model: Any, directory: Path) -> None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """What `remembered` gave when the checkpoint was written."""
+    """What `remembered` gave when the checkpoint was written.
+
+    Raises:
+        UserError: its tensors are no safetensors.
+    """
+    header(directory / TENSORS)
     values = json.loads((directory / VALUES).read_text(encoding="utf-8"))
     found: dict[str, Any] = _unpacked(values, load_file(directory / TENSORS))
     return found
