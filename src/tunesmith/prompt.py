@@ -2,11 +2,12 @@
 
 In: a row and a tokenizer. Out: prompt token ids and completion token ids; training, baselines, evaluation and export
 all take them from here, so they cannot differ. Loss falls on the completion and its end-of-turn token, nothing else.
-Text in a row never becomes a control token: the template's own are the only ones (`sanitize_control_tokens` of
-transformers 5.23, and `split_special_tokens` for the completion).
+Text in a row never becomes a control token, which is a special token or an added one that the template writes: the
+template's own are the only ones (`sanitize_control_tokens` of transformers 5.23, in prompt and completion).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,8 +21,11 @@ from tunesmith.rows import Message, Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Raised whenever the same row and tokenizer would give other ids; part of the prompt's hash."""
+
+MARK = "\U000f0000"
+"""What upstream puts before text that spells a control token (transformers 5.23, `utils/chat_template_utils.py`)."""
 
 IGNORE = -100
 """The label of a token that carries no loss (torch's `ignore_index`)."""
@@ -113,26 +117,22 @@ class Renderer:
         Raises:
             UserError: the template refuses the messages, or writes the prompt otherwise once an answer follows it.
         """
-        conversation = [m.as_dict() for m in row.messages]
-        prompt = self._text(conversation, row.tools, add_generation_prompt=True)
-        whole = self._text([*conversation, row.completion.as_dict()], row.tools, add_generation_prompt=False)
+        marked = self._mark(row)
+        prompt = self._text(marked["messages"][:-1], marked["tools"], add_generation_prompt=True)
+        whole = self._text(marked["messages"], marked["tools"], add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise UserError(
                 f"row {row.id!r}: the chat template writes the prompt otherwise when an answer follows it; "
                 "training and serving would see different prompts; pick another base or template"
             )
         answer = whole[len(prompt) :]
-        # The last end token wins: an end token inside the completion's own text is content, not the end.
-        own = "\0".join(_texts(row.completion.as_dict()))
-        ends = [
-            (answer.rfind(text), text, token)
-            for token, text in self._end_texts()
-            if answer.count(text) > own.count(text)
-        ]
+        # The last end token wins; one in the completion's own text is marked as text.
+        found = ((re.finditer(rf"(?<!{MARK}){re.escape(text)}", answer), token) for token, text in self._end_texts())
+        ends = [(match.start(), match[0], token) for matches, token in found for match in matches]
         if not ends:
-            return self._plain_ids(answer), False
+            return self._answer_ids(answer), False
         position, _, token = max(ends)
-        return [*self._plain_ids(answer[:position]), token], True
+        return [*self._answer_ids(answer[:position]), token], True
 
     def render(self, row: Row) -> Rendered:
         """Turn a row into token ids."""
@@ -192,18 +192,22 @@ class Renderer:
                 f"the chat template refuses the messages ({error}); reshape the rows, or pick another base"
             ) from None
 
-    def _plain_ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _mark(self, row: Row) -> dict[str, Any]:
+        """The conversation and its tools, with what spells a control token marked as text, as upstream marks prompts."""
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        template = self.tokenizer.get_chat_template(tools=row.tools)
+        words = sorted(self.tokenizer._get_control_tokens(template), key=len, reverse=True)
+        spelt = re.compile("|".join(map(re.escape, words)) or "(?!)")
+        messages = [*row.messages, row.completion]
+        marked: dict[str, Any] = mark_control_tokens(
+            {"messages": [m.as_dict() for m in messages], "tools": row.tools}, spelt
+        )
+        return marked
+
+    def _answer_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
         return ids
 
     def _end_texts(self) -> list[tuple[int, str]]:
         return [(token, str(self.tokenizer.convert_ids_to_tokens(token))) for token in self.end_ids]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text inside a value of JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)

@@ -12,6 +12,7 @@ from tunesmith.errors import ExitCode
 from tunesmith.files import read_json, sha256_file, sha256_json, write_json
 from tunesmith.runs import Run
 
+
 def sign_again(run: Path) -> None:
     """Make manifest and record of training agree with what lies there now, as one would who can write everything."""
     adapter = run / "adapter"

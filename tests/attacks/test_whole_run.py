@@ -39,7 +39,9 @@ def test_a_secret_of_a_row_or_of_the_environment_is_in_no_file_and_in_no_word(wa
 
 
 def test_what_was_redacted_is_known_to_have_been_there(walked: Walked) -> None:
-    text = "".join((walked.root / "data" / "smoke" / f"{split}.jsonl").read_text() for split in ("train", "dev", "gate"))
+    text = "".join(
+        (walked.root / "data" / "smoke" / f"{split}.jsonl").read_text() for split in ("train", "dev", "gate")
+    )
     assert text.count("[SECRET_1]") > 5
     assert read_json(walked.root / "data" / "smoke" / "manifest.json")
 
