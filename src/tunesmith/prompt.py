@@ -193,7 +193,7 @@ class Renderer:
             ) from None
 
     def _mark(self, row: Row) -> dict[str, Any]:
-        """The conversation and its tools, with what spells a control token marked as text, as upstream marks prompts."""
+        """The conversation and its tools; what spells a control token is marked as text, as upstream marks prompts."""
         from transformers.utils.chat_template_utils import mark_control_tokens
 
         template = self.tokenizer.get_chat_template(tools=row.tools)

@@ -17,6 +17,7 @@ TEMPLATE = (
     "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+WIDE = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
 MORE = [
     AddedToken("<call>", special=False),
     AddedToken("</call>", special=False),
@@ -24,7 +25,7 @@ MORE = [
     AddedToken("[INST]", special=True),
     AddedToken(" <pad> ", special=True, lstrip=True, rstrip=True),
     AddedToken("<|user|>", special=True, normalized=True),
-    AddedToken("<｜begin▁of▁sentence｜>", special=True),
+    AddedToken(WIDE, special=True),
 ]
 PLACES = ["system", "user", "assistant", "tool result", "tool name", "call", "tools", "completion", "completion call"]
 
@@ -86,7 +87,7 @@ def spellings(token: str) -> list[str]:
 @pytest.mark.parametrize("place", PLACES)
 def test_no_text_adds_a_control_token(renderer: Renderer, place: str) -> None:
     tokens = [token.content for token in renderer.tokenizer.added_tokens_decoder.values()]
-    assert {"<|im_end|>", "<call>", "[INST]", "<｜begin▁of▁sentence｜>"} <= set(tokens)
+    assert {"<|im_end|>", "<call>", "[INST]", WIDE} <= set(tokens)
     harmless = controls(renderer, row("tea", place))
     assert len(harmless[0]) >= 13
     # What the template writes into an answer are tokens, the special ones too.

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import os
 import shutil
 import stat
 import tarfile
@@ -126,7 +125,10 @@ def test_other_words_that_become_paths_are_words(spoiled: Spoiled, text: str, sa
     assert says in done.said
 
 
-PINS = "licence: MIT\n  package: {{project: toy, version: '1', filename: {}, sha256: {}}}\n  gguf: {{member: m, sha256: {}}}\n"
+PINS = (
+    "licence: MIT\n  package: {{project: toy, version: '1', filename: {}, sha256: {}}}\n"
+    "  gguf: {{member: m, sha256: {}}}\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """S4: a chat template is a program by whoever made the base. It reaches nothing, and it comes to an end."""
 
+import contextlib
 import time
 
+import jinja2
 import pytest
 from transformers import AutoTokenizer
 
@@ -13,7 +15,6 @@ from tunesmith.rows import Message, Row
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-SHELL = "os.popen('touch {}').read()"
 
 REACHING = {
     "globals of a function": "{{{{ lipsum.__globals__[{quoted}] }}}}",
@@ -51,19 +52,12 @@ def tokenizer(tiny_base):
 def test_a_template_reaches_neither_python_nor_files(tokenizer, canary: Canary, template: str) -> None:
     tokenizer.chat_template = template.format(path=canary.path, quoted=repr("os")) + TURNS
     asked = [Message(role="user", content="x")]
-    try:
-        text = tokenizer.decode(Renderer(tokenizer).prompt_ids(asked))
-    except UserError as error:
-        assert "chat template" in error.text
-    else:
-        # The sandbox gave nothing where it was reached for.
-        assert text == "<|im_start|>user\nx<|im_end|>\n"
-    # And where the look beforehand is left out, the sandbox alone holds.
-    try:
+    with contextlib.suppress(UserError):
+        # Where it is not refused, the sandbox gave nothing for what was reached for.
+        assert tokenizer.decode(Renderer(tokenizer).prompt_ids(asked)) == "<|im_start|>user\nx<|im_end|>\n"
+    # And where nobody looks beforehand, the sandbox alone holds.
+    with contextlib.suppress(jinja2.TemplateError, TypeError):
         text = str(tokenizer.apply_chat_template([asked[0].as_dict()], tokenize=False))
-    except Exception as error:
-        assert type(error).__module__.startswith("jinja2") or isinstance(error, TypeError)
-    else:
         assert text == "<|im_start|>user\nx<|im_end|>\n"
 
 
@@ -101,7 +95,7 @@ def test_a_template_that_waits_for_a_certain_row_is_stopped_there(tokenizer, mon
     )
     assert renderer.render(harmless).ends
     began = time.process_time()
-    with pytest.raises(UserError, match="computed for 0.5 s on one row"):
+    with pytest.raises(UserError, match=r"computed for 0\.5 s on one row"):
         renderer.render(bomb)
     assert time.process_time() - began < 5
     # The clock is off again.

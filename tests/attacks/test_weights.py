@@ -49,7 +49,7 @@ LIES = {
 def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="model.safetensors: not whole safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not whole safetensors"):
         weights.header(path)
 
 
@@ -148,7 +148,7 @@ def test_what_peft_writes_is_what_its_configuration_declares(
         path = directory / "adapter_config.json"
         plain = {"use_dora": False, "trainable_token_indices": None, "modules_to_save": None}
         write_json(path, read_json(path) | plain)
-        with pytest.raises(UserError, match="not declared by adapter_config.json"):
+        with pytest.raises(UserError, match=r"not declared by adapter_config\.json"):
             adapters.refuse_unsafe(directory)
 
 
