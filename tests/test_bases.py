@@ -6,8 +6,10 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from tunesmith.bases import CONVERSION, check_name, load_model, named_bases, refuse_unsafe, resolve
 from tunesmith.errors import EnvironmentFault, UserError
@@ -37,12 +39,12 @@ empty:
 """
 
 
-def make_base(directory, weights=b"weights"):
-    """What a base's directory must hold, without weights that could be loaded."""
+def make_base(directory, weights=1.0):
+    """What a base's directory must hold, without weights of a model."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text('{"model_type": "llama"}')
     (directory / "tokenizer_config.json").write_text("{}")
-    (directory / "model.safetensors").write_bytes(weights)
+    save_file({"weight": np.full(4, weights, dtype=np.float32)}, directory / "model.safetensors")
     return directory
 
 
@@ -132,7 +134,7 @@ def test_a_directory_can_be_given_by_path_from_the_project_or_from_home(root, mo
 
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
-    content[0] ^= 1
+    content[-1] ^= 1
     path.write_bytes(content)
 
 
@@ -236,7 +238,7 @@ def test_the_end_tokens_are_those_of_the_generation_config(root, config, ids):
 
 def converted(root):
     """The cached copy of the base in a package, as a conversion leaves it."""
-    directory = make_base(root / "cache" / "bases" / f"smollm-{GGUF[:12]}-v{CONVERSION}", weights=b"dequantised")
+    directory = make_base(root / "cache" / "bases" / f"smollm-{GGUF[:12]}-v{CONVERSION}", weights=2.0)
     write_json(directory / "manifest.json", {"lineage": {}, "files": sha256_tree(directory)})
     return directory
 

@@ -36,7 +36,7 @@ BROKEN = {
         "r.yaml: not YAML: unacceptable character #x0000: special characters are not allowed",
     ),
     "impossible date": (b"a: 2024-99-99\n", "r.yaml: a value cannot be read: month must be in 1..12"),
-    "nested too deep": (b"a: " + b"[" * 500, "r.yaml: a value cannot be read: maximum recursion depth exceeded"),
+    "nested too deep": (b"a: " + b"[" * 500, "r.yaml:1: nested deeper than 32; a recipe is flat"),
 }
 
 

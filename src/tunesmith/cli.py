@@ -307,6 +307,15 @@ def export(
 
 
 @app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="A bundle, `dist/<name>-<version>`.")]) -> None:
+    """Check that a bundle holds the bytes that were judged and exported, and no others."""
+    from tunesmith.export.bundle import verify_bundle
+
+    for name, value in verify_bundle(bundle).items():
+        typer.echo(f"{name:<10}{value}")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has, what the toolkit would choose on it, and which versions are installed."""
     from rich.console import Console

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
+
+from tunesmith.errors import UserError
 
 
 def sha256_file(path: Path) -> str:
@@ -27,6 +29,23 @@ def sha256_tree(directory: Path) -> dict[str, str]:
     """Digest of every file under a directory, keyed by its relative POSIX path, sorted."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
+
+
+def refuse_links(directory: Path, *, but: Collection[str] = ()) -> None:
+    """Refuse a directory that is a link or holds one: what is written there must not land elsewhere.
+
+    `but` names entries that are not looked into.
+
+    Raises:
+        UserError: names each link.
+    """
+    found = [directory] if directory.is_symlink() else []
+    for place, directories, names in os.walk(directory):
+        if Path(place) == directory:
+            directories[:] = [name for name in directories if name not in but or Path(place, name).is_symlink()]
+        found += [path for name in (*directories, *names) if (path := Path(place, name)).is_symlink()]
+    if found:
+        raise UserError([f"{path}: a link; files are written where they are said to be; remove it" for path in found])
 
 
 def write_atomic(path: Path, text: str) -> None:

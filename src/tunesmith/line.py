@@ -389,6 +389,7 @@ class Line:
         adapter, merged = self.run.path("adapter"), self.run.path("merged")
         if not adapter.is_dir():
             raise UserError(f"{adapter}: not there yet; `tunesmith train` makes it")
+        self._refuse_changed_adapter()
         with self._timed("merge"):
             inputs = self._common() | {"adapter": adapters.digest(adapter)}
             if not self._skip("merge", inputs, "merged"):
@@ -416,6 +417,14 @@ class Line:
         renderer = Renderer(self.base.tokenizer(), self.base.end_ids())
         return rendered_rows(renderer, self.dataset, "dev", self.run.path("tokens/dev.safetensors"))
 
+    def _refuse_changed_adapter(self) -> None:
+        adapters.refuse_unsafe(self.run.path("adapter"))
+        if not self.run.is_done("train", self._trained_on()):
+            raise UserError(
+                f"{self.run.path('adapter')}: it, or what was written with it, is not what training wrote; "
+                "`tunesmith train` makes it anew"
+            )
+
     def gate(self) -> dict[str, Any]:
         """Judge the run; returns the verdict."""
         from tunesmith.gate.evidence import read_evidence
@@ -442,6 +451,7 @@ class Line:
                 f"{self.run.path('verdict.json')}: there is no verdict on this run with these settings; "
                 "`tunesmith gate` gives it"
             )
+        self._refuse_changed_adapter()
         with self._timed("export"):
             dtype = str(scoring_dtype(self.arena)).removeprefix("torch.")
             target = bundle(self.loaded, self.run, self.dataset, self.base, self.dist, dtype=dtype)

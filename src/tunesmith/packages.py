@@ -21,6 +21,8 @@ from tunesmith.errors import EnvironmentFault
 from tunesmith.files import publish, sha256_file
 
 Sha256 = Field(pattern="^[0-9a-f]{64}$")
+Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+!-]*$")
+"""Of a project or a file: part of an address, and of a path in the cache."""
 
 
 class PackageFile(BaseModel):
@@ -28,9 +30,9 @@ class PackageFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    project: str
+    project: str = Name
     version: str
-    filename: str
+    filename: str = Name
     sha256: str = Sha256
 
 

@@ -2,16 +2,18 @@
 
 In: a row and a tokenizer. Out: prompt token ids and completion token ids; training, baselines, evaluation and export
 all take them from here, so they cannot differ. Loss falls on the completion and its end-of-turn token, nothing else.
-Text in a row never becomes a control token: the template's own are the only ones (`sanitize_control_tokens` of
-transformers 5.23, and `split_special_tokens` for the completion).
+Text in a row never becomes a control token, which is a special token or an added one that the template writes: the
+template's own are the only ones (`sanitize_control_tokens` of transformers 5.23, in prompt and completion).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import chat_template
 from tunesmith.errors import UserError
 from tunesmith.files import sha256_json
 from tunesmith.rows import Message, Row
@@ -19,8 +21,11 @@ from tunesmith.rows import Message, Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Raised whenever the same row and tokenizer would give other ids; part of the prompt's hash."""
+
+MARK = "\U000f0000"
+"""What upstream puts before text that spells a control token (transformers 5.23, `utils/chat_template_utils.py`)."""
 
 IGNORE = -100
 """The label of a token that carries no loss (torch's `ignore_index`)."""
@@ -80,12 +85,13 @@ class Renderer:
         """Take a tokenizer and, where the base names them, the token ids that end a turn.
 
         Raises:
-            UserError: the tokenizer has no chat template or no end-of-sequence token.
+            UserError: the tokenizer has no chat template, one that is not safe to render, or no end-of-sequence token.
         """
         if not tokenizer.chat_template:
             raise UserError("the base's tokenizer has no chat template; pick an instruction-tuned base")
         if tokenizer.eos_token_id is None:
             raise UserError("the base's tokenizer has no end-of-sequence token; a model could never learn to stop")
+        chat_template.refuse_unfit(tokenizer.chat_template)
         self.tokenizer = tokenizer
         self.end_ids: list[int] = sorted({*end_ids, int(tokenizer.eos_token_id)})
         self.pad_id: int = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0])
@@ -111,21 +117,22 @@ class Renderer:
         Raises:
             UserError: the template refuses the messages, or writes the prompt otherwise once an answer follows it.
         """
-        conversation = [m.as_dict() for m in row.messages]
-        prompt = self._text(conversation, row.tools, add_generation_prompt=True)
-        whole = self._text([*conversation, row.completion.as_dict()], row.tools, add_generation_prompt=False)
+        marked = self._mark(row)
+        prompt = self._text(marked["messages"][:-1], marked["tools"], add_generation_prompt=True)
+        whole = self._text(marked["messages"], marked["tools"], add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise UserError(
                 f"row {row.id!r}: the chat template writes the prompt otherwise when an answer follows it; "
                 "training and serving would see different prompts; pick another base or template"
             )
         answer = whole[len(prompt) :]
-        # The last end token wins: an end token inside the completion's own text is content, not the end.
-        ends = [(answer.rfind(text), text, token) for token, text in self._end_texts() if text in answer]
+        # The last end token wins; one in the completion's own text is marked as text.
+        found = ((re.finditer(rf"(?<!{MARK}){re.escape(text)}", answer), token) for token, text in self._end_texts())
+        ends = [(match.start(), match[0], token) for matches, token in found for match in matches]
         if not ends:
-            return self._plain_ids(answer), False
+            return self._answer_ids(answer), False
         position, _, token = max(ends)
-        return [*self._plain_ids(answer[:position]), token], True
+        return [*self._answer_ids(answer[:position]), token], True
 
     def render(self, row: Row) -> Rendered:
         """Turn a row into token ids."""
@@ -192,15 +199,29 @@ class Renderer:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, **settings)
-        except (TemplateError, TypeError) as error:
+            with chat_template.bounded():
+                return self.tokenizer.apply_chat_template(messages, tools=tools, **settings)
+        except (TemplateError, TypeError, OverflowError, RecursionError) as error:
             # A template refuses what it was not written for: a system message, no content, roles out of turn.
             raise UserError(
                 f"the chat template refuses the messages ({error}); reshape the rows, or pick another base"
             ) from None
 
-    def _plain_ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _mark(self, row: Row) -> dict[str, Any]:
+        """The conversation and its tools; what spells a control token is marked as text, as upstream marks prompts."""
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        template = self.tokenizer.get_chat_template(tools=row.tools)
+        words = sorted(self.tokenizer._get_control_tokens(template), key=len, reverse=True)
+        spelt = re.compile("|".join(map(re.escape, words)) or "(?!)")
+        messages = [*row.messages, row.completion]
+        marked: dict[str, Any] = mark_control_tokens(
+            {"messages": [m.as_dict() for m in messages], "tools": row.tools}, spelt
+        )
+        return marked
+
+    def _answer_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
         return ids
 
     def _end_texts(self) -> list[tuple[int, str]]:

@@ -5,8 +5,9 @@ Our words for our things; `lora:` and `trainer:` go verbatim to `peft.LoraConfig
 a key that the toolkit sets itself are all refused, all at once, each with file, line and what to do.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from tunesmith import preferences, trackers, upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.methods import REFUSED, method_problems
+from tunesmith.secrets import secrets
 from tunesmith.sections import (
     ArmsSection,
     CheckpointsSection,
@@ -42,6 +44,8 @@ RESERVED: dict[str, dict[str, str]] = {
         "revision": "use `base`",
         "inference_mode": "the toolkit sets it",
         "auto_mapping": "the toolkit sets it",
+        "megatron_config": "it has a module imported; no code that a recipe names runs",
+        "megatron_core": "it has a module imported; no code that a recipe names runs",
     },
     "lora.eva_config": {"label_mask_value": "the toolkit marks what carries no loss"},
     "trainer": {
@@ -275,6 +279,9 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         root = path.parent.parent
     label = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     source = _read_with_parent(path, label)
+    if kept := [f"{place}: {kind}" for place, kind in _secrets(source, label, sets)]:
+        # Before anything else is told: other messages quote what they refuse.
+        raise UserError(kept, hint="a recipe holds no secrets, for it is copied into every run and bundle; revoke it")
     for text in sets:
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
@@ -296,6 +303,8 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
             f"{source.place(('launch', 'kind'), label)}: launch.kind: a 4-bit base cannot be divided among processes; "
             "use `ddp`, or `quantization: none`"
         )
+    if outside := list(_outside(recipe, source, label)):
+        raise UserError(outside, hint="what lies elsewhere is linked or copied into the project, or named by `--set`")
     loaded = LoadedRecipe(recipe, source, label, root)
     if not loaded.schema_path.is_file():
         place = source.place(("data", "schema"), label)
@@ -305,6 +314,31 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         place = source.place(("launch", "deepspeed_config"), label)
         raise UserError(f"{place}: launch.deepspeed_config: no such file {config!r}")
     return loaded
+
+
+def _secrets(source: YamlSource, label: str, sets: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Where a recipe or an option holds a key, a token or a private key, and which kind; never the value."""
+    told = [(source.place(keys, label), text) for keys, value in leaves(source.values) for text in (*keys, value)]
+    for place, text in (*told, *((SET, text) for text in sets)):
+        for part in text if isinstance(text, list) else [text]:
+            yield from ((place, f"holds a secret ({kind})") for _, _, kind, _ in secrets(str(part)))
+
+
+def _outside(recipe: Recipe, source: YamlSource, label: str) -> Iterator[str]:
+    """Paths of a recipe that lead out of its project; those of `--set` are the user's own word."""
+    paths: list[tuple[Keys, str]] = [
+        (("data", "directory"), recipe.data.directory),
+        (("data", "schema"), recipe.data.output_schema),
+        *((("curate", "sources", i, "path"), each.path) for i, each in enumerate(recipe.curate.sources)),
+        *((("curate", "probes", i), path) for i, path in enumerate(recipe.curate.probes)),
+    ]
+    for keys, path in paths:
+        place = source.place(keys, label)
+        where = f"{place}: {'.'.join(map(str, keys))}"
+        if not path or not path.isprintable():
+            yield f"{where}: {path!r} is no path"
+        elif place != SET and (path.startswith(("/", "~")) or os.path.normpath(path).split(os.sep)[0] == ".."):
+            yield f"{where}: {path!r} leads out of the project"
 
 
 def _by_line(problem: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from tunesmith import __version__
 from tunesmith.errors import UserError
-from tunesmith.files import publish, read_json, sha256_file, sha256_json, sha256_tree, write_json
+from tunesmith.files import publish, read_json, refuse_links, sha256_file, sha256_json, sha256_tree, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "llguidance", "bm25s", "scipy")
 
@@ -50,8 +50,10 @@ class Run:
         """Hold the run for one process.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or a link lies in it.
         """
+        # A checkpoint that is a link is set aside by who reads checkpoints.
+        refuse_links(self.directory, but=("checkpoints",))
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             with self._lock:

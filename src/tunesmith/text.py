@@ -9,6 +9,13 @@ import unicodedata
 
 import regex
 
+# ASCII on purpose: a value may stand right after Chinese, and after the `\n` of text inside JSON.
+START = r"(?:(?<=\\[nrt])|(?<![0-9A-Za-z_]))"
+END = r"(?![0-9A-Za-z_])"
+
+# start, end, kind, and the value in the one form that all its written forms share
+Hit = tuple[int, int, str, str]
+
 
 def normalise(text: str) -> str:
     """Unicode NFC with every run of whitespace as one space: what a row holds."""

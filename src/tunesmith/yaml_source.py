@@ -13,13 +13,31 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
-from ruamel.yaml.tokens import AliasToken, AnchorToken, DirectiveToken, ScalarToken, TagToken
+from ruamel.yaml.tokens import (
+    AliasToken,
+    AnchorToken,
+    BlockEndToken,
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    DirectiveToken,
+    FlowMappingEndToken,
+    FlowMappingStartToken,
+    FlowSequenceEndToken,
+    FlowSequenceStartToken,
+    ScalarToken,
+    TagToken,
+)
 
 from tunesmith.errors import UserError
 
 Keys = tuple[str | int, ...]
 
 MAX_BYTES = 256 * 1024
+DEEPEST = 32
+"""Sections and lists inside each other."""
+
+OPENS = (FlowSequenceStartToken, FlowMappingStartToken, BlockSequenceStartToken, BlockMappingStartToken)
+CLOSES = (FlowSequenceEndToken, FlowMappingEndToken, BlockEndToken)
 
 
 @dataclass
@@ -115,7 +133,12 @@ def _refuse_clever_yaml(text: str, label: str) -> None:
         # `%YAML 1.1` would make `no` a boolean and 12:30 a number.
         DirectiveToken: "a directive (%)",
     }
+    depth = 0
     for token in YAML(typ="rt", pure=True).scan(text):
+        depth += isinstance(token, OPENS) - isinstance(token, CLOSES)
+        if depth > DEEPEST:
+            # The scanner's own work grows with the square of the depth: minutes for a file that is small enough.
+            raise UserError(f"{label}:{token.start_mark.line + 1}: nested deeper than {DEEPEST}; a recipe is flat")
         merges = isinstance(token, ScalarToken) and token.plain and token.value == "<<"
         if merges or type(token) in words:
             word = "a merge key (<<)" if merges else words[type(token)]

@@ -11,7 +11,7 @@ from detect_secrets.plugins.github_token import GitHubTokenDetector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.curate import secrets
+from tunesmith import secrets
 from tunesmith.curate.privacy import PRECEDENCE, RULES, Found, find, redact
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_privacy.py"

@@ -140,6 +140,10 @@ def test_an_adapter_whose_keys_do_not_fit_is_refused(line: Line, tmp_path: Path)
     weights = load_file(adapter / "adapter_model.safetensors")
     renamed = {name.replace("layers.", "blocks."): tensor for name, tensor in weights.items()}
     save_file(renamed, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"not declared by adapter_config\.json"):
+        adapters.attach(line.base.model(dtype=torch.float32), adapter)
+    fewer = {name: tensor for name, tensor in weights.items() if "q_proj" not in name}
+    save_file(fewer, adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match="its tensors do not fit the base"):
         adapters.attach(line.base.model(dtype=torch.float32), adapter)
 

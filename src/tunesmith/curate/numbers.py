@@ -16,13 +16,9 @@ import phonenumbers
 from phonenumbers import Leniency, PhoneNumberFormat, PhoneNumberMatcher
 from stdnum import iban, luhn
 
-# ASCII on purpose: a value may stand right after Chinese, and after the `\n` of text inside JSON.
-START = r"(?:(?<=\\[nrt])|(?<![0-9A-Za-z_]))"
-END = r"(?![0-9A-Za-z_])"
-END_OF_NUMBER = r"(?![0-9A-Za-z_]|[-./][0-9])"
+from tunesmith.text import END, START, Hit
 
-# start, end, kind, and the value in the one form that all its written forms share
-Hit = tuple[int, int, str, str]
+END_OF_NUMBER = r"(?![0-9A-Za-z_]|[-./][0-9])"
 
 # What a number is of that looks like a telephone's and is none.
 NUMBER_OF = re.compile(

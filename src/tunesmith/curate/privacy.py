@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import phonenumbers
 
-from tunesmith.curate.numbers import END, START, Hit, cards, digits, ibans, national_ids, phones
-from tunesmith.curate.secrets import secrets
+from tunesmith.curate.numbers import cards, digits, ibans, national_ids, phones
+from tunesmith.secrets import secrets
+from tunesmith.text import END, START, Hit
 
 RULES: tuple[str, ...] = ("email", "phone", "card", "iban", "ip", "national_id", "secret")
 

@@ -27,7 +27,7 @@ from tunesmith.curate.sources import Sieve, read_sources
 from tunesmith.curate.split import NOWHERE, Cut, Known, cut, refuse_another_cut
 from tunesmith.curate.work import Job, needs_tokenizer
 from tunesmith.errors import TunesmithError, UserError
-from tunesmith.files import write_atomic
+from tunesmith.files import refuse_links, write_atomic
 from tunesmith.leaks import Text, find_leaks, trained_texts
 from tunesmith.probes import probe_texts
 from tunesmith.progress import say
@@ -59,6 +59,7 @@ def curate(loaded: LoadedRecipe, script: Path | None, options: Options) -> None:
     directory = loaded.data_directory
     scratch = directory / ".curate"
     with _alone(directory):
+        refuse_links(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         (out := scratch / "out").mkdir(parents=True)
         try:

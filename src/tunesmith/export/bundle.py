@@ -13,9 +13,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from tunesmith import adapters
 from tunesmith.bases import Base
 from tunesmith.errors import EnvironmentFault, UserError
-from tunesmith.files import publish, read_json, sha256_tree, write_atomic, write_json
+from tunesmith.files import publish, read_json, refuse_links, sha256_json, sha256_tree, write_atomic, write_json
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset
 from tunesmith.runs import Run
@@ -26,8 +27,8 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
     """Write `dist/<name>-<version>/` and return it.
 
     Raises:
-        UserError: the run has no SHIP, the merged model lacks the bytes that were judged, or the version is another
-            candidate's.
+        UserError: the run has no SHIP, adapter or merged model lack the bytes that were judged, the version is another
+            candidate's, or a link lies where the bundle goes.
         EnvironmentFault: the reloaded model does not repeat its answers.
     """
     verdict = read_json(run.path("verdict.json"))
@@ -35,6 +36,10 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
         raise UserError(f"{run.path('verdict.json')}: the verdict is {verdict['verdict']}; only a SHIP is exported")
     recipe = loaded.recipe
     target = dist / f"{recipe.name}-{recipe.export.version}"
+    # One place for the unfinished bundle: what a killed export left there is cleared away by the next.
+    out = dist / f".{target.name}.unfinished"
+    refuse_links(target)
+    refuse_links(out)
     if (target / "verdict.json").is_file():
         there = read_json(target / "verdict.json")["digests"]
         if any(there[part] != verdict["digests"][part] for part in ("adapter", "merged")):
@@ -43,14 +48,15 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
                 hint="a version names one candidate: raise export.version, or delete the bundle",
             )
     dist.mkdir(parents=True, exist_ok=True)
-    # One place for the unfinished bundle: what a killed export left there is cleared away by the next.
-    out = dist / f".{target.name}.unfinished"
     with FileLock(dist / f".{target.name}.lock"):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(run.path("adapter"), out / "adapter")
         shutil.copytree(run.path("merged"), out / "merged", copy_function=_link_or_copy)
         for name in ("verdict.json", "recipe.lock.yaml"):
             shutil.copyfile(run.path(name), out / name)
+        adapters.verify(out / "adapter", base=base, prompt_digest=verdict["digests"]["prompt"])
+        if adapters.digest(out / "adapter") != verdict["digests"]["adapter"]:
+            raise UserError(f"{run.path('adapter')}: not the adapter that was judged; run `tunesmith evaluate` again")
         _same_bytes(out / "merged", verdict["digests"]["merged"])
         systems = dataset.manifest()["systems"]
         told = {"recipe": recipe, "verdict": verdict, "base": base, "systems": systems, "licence": licence_of(base)}
@@ -62,6 +68,40 @@ def bundle(loaded: LoadedRecipe, run: Run, dataset: Dataset, base: Base, dist: P
         )
         publish(out, target)
     return target
+
+
+def verify_bundle(directory: Path) -> dict[str, str]:
+    """Hold a bundle against its manifest: every file, no other, no link; returns name, version and digests.
+
+    Raises:
+        UserError: names each file that was changed, added or taken away, or it is no bundle.
+    """
+    refuse_links(directory)
+    try:
+        manifest = read_json(directory / "manifest.json")
+        digests = read_json(directory / "verdict.json")["digests"]
+        told, files = {"name": manifest["name"], "version": manifest["version"], **digests}, manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{directory}: no bundle, or its manifest.json or verdict.json is cut off") from None
+    now = {name: digest for name, digest in sha256_tree(directory).items() if name != "manifest.json"}
+    changed = [
+        f"{directory / name}: changed since it was exported"
+        for name in sorted(now.keys() & files.keys())
+        if now[name] != files[name]
+    ]
+    changed += [f"{directory / name}: not in the manifest" for name in sorted(now.keys() - files.keys())]
+    changed += [f"{directory / name}: missing" for name in sorted(files.keys() - now.keys())]
+    merged = {name.removeprefix("merged/"): digest for name, digest in now.items() if name.startswith("merged/")}
+    merged.pop("manifest.json", None)
+    judged = {"adapter": now.get("adapter/adapter_model.safetensors"), "merged": sha256_json(merged)}
+    changed += [
+        f"{directory / part}: not the one that verdict.json judged"
+        for part, digest in judged.items()
+        if digest != digests.get(part)
+    ]
+    if changed:
+        raise UserError(changed, hint="do not serve it; take it again from whoever exported it")
+    return told
 
 
 def licence_of(base: Base) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load, load_file, save, save_file
 from tunesmith.errors import UserError
 from tunesmith.team import Team
 from tunesmith.train.shards import cut_like, whole, whole_optimizer
+from tunesmith.weights import header
 
 if TYPE_CHECKING:
     from tunesmith.train.guarded import Guarded
@@ -81,8 +82,9 @@ def restore_weights(model: Any, directory: Path) -> None:
     """Put a checkpoint's weights into a model.
 
     Raises:
-        UserError: the model trains other weights, or of other shapes: nothing is loaded then.
+        UserError: the model trains other weights, or of other shapes, or they are no safetensors: nothing is loaded.
     """
+    header(directory / WEIGHTS)
     put(model, load_file(directory / WEIGHTS), str(directory / WEIGHTS))
 
 
@@ -102,7 +104,12 @@ def put(model: Any, stored: Mapping[str, torch.Tensor], where: str) -> None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """What `remembered` gave when the checkpoint was written."""
+    """What `remembered` gave when the checkpoint was written.
+
+    Raises:
+        UserError: its tensors are no safetensors.
+    """
+    header(directory / TENSORS)
     values = json.loads((directory / VALUES).read_text(encoding="utf-8"))
     found: dict[str, Any] = _unpacked(values, load_file(directory / TENSORS))
     return found
@@ -110,7 +117,10 @@ def read(directory: Path) -> dict[str, Any]:
 
 def best_weights(directory: Path) -> dict[str, torch.Tensor] | None:
     """The weights of the best look at dev when the checkpoint was written, where it held any."""
-    found: dict[str, torch.Tensor] | None = load_file(directory / BEST) if (directory / BEST).is_file() else None
+    if not (directory / BEST).is_file():
+        return None
+    header(directory / BEST)
+    found: dict[str, torch.Tensor] = load_file(directory / BEST)
     return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from tunesmith.curate.numbers import END, START, Hit
+from tunesmith.text import END, START, Hit
 
 # detect-secrets' modules and classes, the shortest that they match, and what it holds.
 PLUGINS = (
