@@ -36,6 +36,7 @@ NOUNS = {
     "prompt",
     "recipe",
     "rows",
+    "reserved",
     "runs",
     "schema",
     "secrets",
@@ -51,7 +52,7 @@ NOUNS = {
     "yaml_source",
 }
 STAGES = {"check", "curate", "curve", "evaluate", "export", "gate", "train"}
-TOP = {"cli", "line", "sizes"}
+TOP = {"cli", "ending", "inputs", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420

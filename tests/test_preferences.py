@@ -9,7 +9,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from tests.test_recipe import RECIPE, refusal, write  # noqa: F401 - a fixture
 from tunesmith import preferences, upstream
-from tunesmith.recipe import RESERVED, load_recipe, recipe_json_schema
+from tunesmith.recipe import load_recipe, recipe_json_schema
+from tunesmith.reserved import RESERVED
 from tunesmith.yaml_source import read_yaml
 
 DPO = [

@@ -18,6 +18,7 @@ from tunesmith import preferences, trackers, upstream
 from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.methods import REFUSED, method_problems
+from tunesmith.reserved import MUST_STATE, RANGES, RESERVED
 from tunesmith.secrets import secrets
 from tunesmith.sections import (
     ArmsSection,
@@ -34,110 +35,6 @@ from tunesmith.sections import (
 from tunesmith.yaml_source import Keys, YamlSource, leaves, read_yaml
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-# Keys of upstream's classes that a recipe may not set, and where the thing they say lives.
-RESERVED: dict[str, dict[str, str]] = {
-    "lora": {
-        "task_type": "the toolkit trains causal language models",
-        "peft_type": "the toolkit trains LoRA",
-        "base_model_name_or_path": "use `base`",
-        "revision": "use `base`",
-        "inference_mode": "the toolkit sets it",
-        "auto_mapping": "the toolkit sets it",
-        "megatron_config": "it has a module imported; no code that a recipe names runs",
-        "megatron_core": "it has a module imported; no code that a recipe names runs",
-    },
-    "lora.eva_config": {"label_mask_value": "the toolkit marks what carries no loss"},
-    "trainer": {
-        "output_dir": "a run has its own directory under runs/",
-        "seed": "use `seed`",
-        "data_seed": "use `seed`",
-        "bf16": "use `hardware.dtype`",
-        "fp16": "use `hardware.dtype`",
-        "bf16_full_eval": "use `hardware.dtype`",
-        "fp16_full_eval": "use `hardware.dtype`",
-        "use_cpu": "the hardware profile decides it",
-        "max_length": "use `data.max_tokens`",
-        "truncation_mode": "no row is cut; use `data.max_tokens`",
-        "dataset_text_field": "rows are rendered by the toolkit",
-        "dataset_kwargs": "rows are rendered by the toolkit",
-        "dataset_num_proc": "rows are rendered by the toolkit",
-        "completion_only_loss": "loss always falls on the completion and its end token",
-        "assistant_only_loss": "loss always falls on the completion and its end token",
-        "chat_template_path": "the base's own template is used",
-        "eos_token": "the base's own end token is used",
-        "pad_token": "the base's own pad token is used",
-        "packing": "rows are batched by the toolkit",
-        "packing_strategy": "rows are batched by the toolkit",
-        "eval_packing": "rows are batched by the toolkit",
-        "padding_free": "rows are batched by the toolkit",
-        "pad_to_multiple_of": "rows are batched by the toolkit",
-        "include_num_input_tokens_seen": "train.jsonl counts the tokens",
-        "remove_unused_columns": "rows are rendered by the toolkit",
-        "model_init_kwargs": "use `base`, `quantization` and `hardware.dtype`",
-        "trust_remote_code": "no code from models runs",
-        "auto_find_batch_size": "it restarts with weights already trained; the hardware profile picks the batch",
-        "resume_from_checkpoint": "run the same command again",
-        "push_to_hub": "a run writes files only",
-        "hub_token": "a recipe holds no secrets",
-        "hub_model_id": "a run writes files only",
-        "eval_strategy": "use `dev.every_steps`",
-        "save_strategy": "use `checkpoints`",
-        "load_best_model_at_end": "use `dev.keep`",
-        "metric_for_best_model": "use `score.primary`",
-        "greater_is_better": "use `score.primary`",
-        "logging_nan_inf_filter": "a loss that is not a number stops the run",
-        "disable_tqdm": "the toolkit draws its own progress bar",
-        "dataloader_pin_memory": "the hardware profile decides it",
-        "train_sampling_strategy": "rows are batched by the toolkit",
-        "do_eval": "use `dev`",
-        "do_predict": "use `tunesmith evaluate`",
-        "eval_on_start": "use `dev`; `tunesmith baseline` scores the base",
-        "eval_steps": "use `dev.every_steps`",
-        "eval_delay": "use `dev.every_steps`",
-        "per_device_eval_batch_size": "use `dev`; rows are answered as every arm answers them",
-        "eval_accumulation_steps": "use `dev`; rows are answered as every arm answers them",
-        "eval_do_concat_batches": "use `dev`; rows are answered as every arm answers them",
-        "eval_use_gather_object": "use `dev`; rows are answered as every arm answers them",
-        "prediction_loss_only": "use `dev`; rows are answered as every arm answers them",
-        "batch_eval_metrics": "use `dev`; rows are answered as every arm answers them",
-        "include_for_metrics": "use `dev`; rows are answered as every arm answers them",
-        "save_steps": "use `checkpoints`",
-        "save_total_limit": "use `checkpoints.keep`",
-        "fsdp": "use `launch.kind`",
-        "fsdp_config": "use `launch.kind`",
-        "deepspeed": "use `launch.deepspeed_config`",
-        "ddp_backend": "the hardware profile decides it",
-        "ddp_timeout": "processes wait as long as the others are at work",
-        "parallelism_config": "use `launch`",
-        "accelerator_config": "every row is trained once an epoch, whatever the number of processes",
-        "dataloader_drop_last": "every row is trained once an epoch",
-        "average_tokens_across_devices": "the loss is normalised by the loss tokens of the whole step",
-        "save_only_model": "a checkpoint holds all that a resumed run needs",
-        "ignore_data_skip": "a resumed run goes on where it stopped",
-        "restore_callback_states_from_checkpoint": "a resumed run goes on where it stopped",
-        "enable_jit_checkpoint": "SIGTERM finishes the step, saves and stops",
-        "hub_strategy": "a run writes files only",
-        "run_name": "a run is named by its inputs",
-    },
-}
-
-# Values that upstream takes and that cannot be meant: (section, key) -> (lowest, highest, whether lowest is excluded)
-RANGES: dict[tuple[str, str], tuple[float, float, bool]] = {
-    ("lora", "r"): (1, 512, False),
-    ("lora", "lora_alpha"): (0, 4096, True),
-    ("lora", "lora_dropout"): (0, 0.9, False),
-    ("lora.eva_config", "rho"): (1, 100, False),
-    ("lora.eva_config", "tau"): (0, 1, False),
-    ("trainer", "learning_rate"): (0, 1, True),
-    ("trainer", "neftune_noise_alpha"): (0, 100, True),
-    ("trainer", "num_train_epochs"): (0, 1000, True),
-    ("trainer", "per_device_train_batch_size"): (1, 65536, False),
-    ("trainer", "gradient_accumulation_steps"): (1, 65536, False),
-    ("trainer", "beta"): (0, 100, True),
-    ("trainer", "label_smoothing"): (0, 0.49, False),
-    ("trainer", "ld_alpha"): (0, 1, False),
-}
 
 
 class Recipe(Section):
@@ -193,13 +90,6 @@ class Recipe(Section):
     def as_dict(self) -> dict[str, Any]:
         """Every value, defaults included, in the recipe's own words."""
         return self.model_dump(by_alias=True, mode="json")
-
-
-# Upstream's defaults for these are wrong for LoRA or differ between libraries, so each recipe states them.
-MUST_STATE: dict[str, tuple[str, ...]] = {
-    "lora": ("r", "lora_alpha", "target_modules"),
-    "trainer": ("learning_rate", "num_train_epochs", "per_device_train_batch_size"),
-}
 
 
 class LoadedRecipe:

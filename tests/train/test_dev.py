@@ -278,7 +278,7 @@ def test_what_would_have_no_effect_is_refused(project: Path, sets: list[str], to
 
 def test_no_key_of_upstreams_evaluation_is_left_that_would_be_ignored(project: Path) -> None:
     from tunesmith import upstream
-    from tunesmith.recipe import RESERVED
+    from tunesmith.reserved import RESERVED
 
     left = [key for key in upstream.fields("trainer") if "eval" in key or "best_model" in key]
     assert len(left) > 10

@@ -17,7 +17,8 @@ from tunesmith.files import write_json
 from tunesmith.findings import Finding, seen
 from tunesmith.progress import say
 from tunesmith.prompt import Renderer
-from tunesmith.recipe import RESERVED, LoadedRecipe, Recipe
+from tunesmith.recipe import LoadedRecipe, Recipe
+from tunesmith.reserved import RESERVED
 from tunesmith.rows import Dataset, Row, Split
 from tunesmith.schema import read_schema
 from tunesmith.tokens import key_of, rejected_file, write_tokens

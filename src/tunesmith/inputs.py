@@ -1,0 +1,139 @@
+"""What a recipe's stages stand on: its rows, its base, its run, and the inputs by which a stage knows that it is done.
+
+A stage whose inputs are what they were is skipped; so they name all that decides its outcome, and nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunesmith import adapters, bases, trackers
+from tunesmith.bases import Base
+from tunesmith.beginning import Beginning
+from tunesmith.errors import UserError
+from tunesmith.evaluate.ways import Way
+from tunesmith.files import read_json, sha256_file
+from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
+from tunesmith.rows import SPLITS, Dataset, Split
+from tunesmith.runs import Run, versions
+
+
+class Inputs:
+    """One recipe's base, rows and run."""
+
+    def __init__(
+        self,
+        recipe: str,
+        *,
+        base: str | None = None,
+        sets: Sequence[str] = (),
+        root: Path | None = None,
+        runs: Path = Path("runs"),
+        dist: Path = Path("dist"),
+    ) -> None:
+        override = [f"base={base}"] if base else []
+        self.asked = [recipe, "--runs", str(runs), *(part for text in (*sets, *override) for part in ("--set", text))]
+        """This line as a command's arguments."""
+        self.loaded: LoadedRecipe = load_recipe(recipe, root=root, sets=[*sets, *override])
+        self.recipe = self.loaded.recipe
+        self.dataset = Dataset(self.loaded.data_directory)
+        self.runs = runs
+        self.dist = dist
+        self.times: dict[str, float] = {}
+        bases.check_name(self.recipe.base, self.loaded.root)
+        if self.recipe.after is not None and "/" not in self.recipe.after:
+            find_recipe(self.recipe.after, self.loaded.root)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base, fetched and verified."""
+        return bases.resolve(self.recipe.base, self.loaded.root)
+
+    @cached_property
+    def run(self) -> Run:
+        """This recipe's run: one directory for everything that decides what is trained on what."""
+        return Run.of(self.runs, self.recipe.name, self._trained_on())
+
+    @cached_property
+    def beginning(self) -> Beginning | None:
+        """The run whose adapter training begins from, under `trainer.kind: dpo`."""
+        after, root = self.recipe.after, self.loaded.root
+        if after is None:
+            return None
+        if "/" in after:
+            return Beginning(root / after, root)
+        other = Inputs(after, base=self.recipe.base, root=root, runs=self.runs)
+        if other.recipe.after is not None:
+            raise UserError(f"after: {after} begins from an adapter itself; name the recipe that begins from the base")
+        return Beginning(other.run.directory, root)
+
+    def _common(self) -> dict[str, Any]:
+        files = self.dataset.manifest()["files"]
+        return {
+            "base": self.base.digest,
+            "data": {split: files[self.dataset.file(split)]["sha256"] for split in SPLITS},
+            "schema": sha256_file(self.loaded.schema_path),
+            "hardware": self.recipe.hardware.model_dump(),
+            "versions": versions(),
+        }
+
+    def _trained_on(self) -> dict[str, Any]:
+        recipe = self.recipe.as_dict()
+        keys = ("name", "base", "seed", "quantization", "data", "lora", "lora_plus_ratio", "trainer", "dev")
+        # Who is told of a run decides nothing of it.
+        recipe["trainer"] = {key: value for key, value in recipe["trainer"].items() if key not in trackers.KEYS}
+        # Under a name of its own: the recipe, too, calls something `base` and something `data`.
+        trained_on = self._common() | {"recipe": {key: recipe[key] for key in keys}}
+        if self.beginning:
+            trained_on["after"] = self.beginning.digest
+        if self.recipe.dev.rows:
+            trained_on["answered"] = {"score": recipe["score"], "max_new_tokens": self.recipe.arms.max_new_tokens}
+        return trained_on
+
+    def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
+        return self._common() | {
+            "way": dict(way),
+            "seed": self.recipe.seed,
+            "score": self.recipe.score.kind,
+            "max_new_tokens": self.recipe.arms.max_new_tokens,
+        }
+
+    def _arm_inputs(self, way: Way, split: Split) -> dict[str, Any]:
+        inputs = self._answered_by(way.as_dict())
+        if way.free:
+            free = self.run.path(f"arms/{way.free.file(split)}.jsonl")
+            inputs["free"] = sha256_file(free) if free.is_file() else None
+        return inputs
+
+    def _selection_inputs(self) -> dict[str, Any]:
+        dev = sorted(self.run.path("arms/dev").glob("*.json"))
+        return self._common() | {
+            "arms": self.recipe.arms.model_dump(),
+            "score": self.recipe.score.model_dump(),
+            "dev": {path.name: sha256_file(path) for path in dev},
+        }
+
+    def _adapter_arm_inputs(self) -> dict[str, Any]:
+        return self._answered_by({"adapter": adapters.digest(self.run.path("adapter"))}) | {
+            "quantization": self.recipe.quantization,
+            "baseline": sha256_file(self.run.path("arms/zero_shot.jsonl")),
+        }
+
+    def _merged_arm_inputs(self) -> dict[str, Any]:
+        return self._answered_by({"merged": read_json(self.run.path("merged/manifest.json"))["digest"]}) | {
+            "guards": sha256_file(self.run.path("guards-adapter.json"))
+        }
+
+    def _gate_inputs(self) -> dict[str, Any]:
+        evidence = [
+            *self.run.path("arms").glob("*.json*"),
+            self.run.path("selection.json"),
+            self.run.path("guards.json"),
+        ]
+        return self._common() | {
+            "gate": self.recipe.gate.model_dump(),
+            "score": self.recipe.score.model_dump(),
+            "evidence": {path.name: sha256_file(path) for path in sorted(evidence) if path.is_file()},
+            "set": [text for text in self.loaded.overrides() if not text.startswith("export.")],
+        }
