@@ -46,7 +46,7 @@ def test_a_base_that_was_swapped_after_training_is_another_run(spoiled: Spoiled,
     first = next(path for path in (spoiled.root / "runs").glob("smoke-*/adapter")).parent
     assert other != first
     with pytest.raises(UserError, match="was trained on another base"):
-        merge(resolve(str(base), spoiled.root), first / "adapter", [], spoiled.root / "merged")
+        merge(resolve(str(base), spoiled.root), first / "adapter", [], [], spoiled.root / "merged")
     assert not (spoiled.root / "merged").exists()
     assert sha256_tree(spoiled.root / "dist") == before
 

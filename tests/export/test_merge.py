@@ -174,13 +174,13 @@ def test_a_head_is_not_parted_from_its_embeddings(
 ) -> None:
     adapter = write_adapter(line, tmp_path / "adapter", **settings)
     with pytest.raises(UserError, match=message):
-        merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+        merged_from(line, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 def test_trained_tokens_are_merged_into_head_and_embeddings_at_once(line: Line, tmp_path: Path) -> None:
     adapter = write_adapter(line, tmp_path / "adapter", trainable_token_indices=[3, 5])
-    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    merged_from(line, adapter, tmp_path / "merged")
     base, merged = (load_file(at / "model.safetensors") for at in (line.base.directory, tmp_path / "merged"))
     assert merged.keys() == base.keys()
     changed = (merged["model.embed_tokens.weight"] != base["model.embed_tokens.weight"]).any(dim=1)

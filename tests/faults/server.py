@@ -28,6 +28,9 @@ SEAMS = {
     "adapter": "tunesmith.adapters.write_json",
     "publish": "tunesmith.runs.publish",
     "record": "tunesmith.runs.write_json",
+    "merged": "tunesmith.export.merge.sha256_tree",
+    "bundle": "tunesmith.export.bundle.write_json",
+    "bundled": "tunesmith.export.bundle.publish",
     "render": "tunesmith.check.stage.render_each",
 }
 """Where a fault may be planted, by the function that is about to be called."""
@@ -197,6 +200,8 @@ def main() -> None:
     # Imported once, here, for all.
     import tunesmith.check.stage
     import tunesmith.evaluate.stage
+    import tunesmith.export.bundle
+    import tunesmith.export.merge
     import tunesmith.train.stage  # noqa: F401
 
     said = Path(tempfile.mkdtemp()) / "said"

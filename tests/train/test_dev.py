@@ -22,6 +22,7 @@ from tunesmith.train.choice import Choice
 from tunesmith.train.dev import DevLooks, undisturbed
 from tunesmith.train.resume import Resumption
 from tunesmith.train.stage import train
+from tunesmith.train.tracking import Trackers
 from tunesmith.train.watch import Watch
 
 # ---------------------------------------------------------------------- the choice
@@ -140,7 +141,7 @@ def test_a_run_that_looks_at_dev_ends_in_the_bits_of_one_that_does_not(
         trainer = trainer_for(line, rows, tmp_path, lora_dropout=0.1, max_steps=5, logging_steps=1, **settings)
         if look:
             trainer.choice = Choice(DevSection(rows=4, every_steps=1, keep="best"))
-            watch = Watch(tmp_path / "train.jsonl", trainer.lines)
+            watch = Watch(tmp_path, trainer, Trackers(trainer, None, tmp_path))
             trainer.add_callback(DevLooks(watch, rows[:4], trainer, score))
         trainer.train()
         held = any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())

@@ -184,7 +184,6 @@ def test_it_learns_to_prefer_and_only_the_adapter_moves(project: Path, tmp_path:
     assert last["dev_margin"] > 0.5
     assert last["dev_loss"] < first["dev_loss"]
     assert trainer.model.training
-    assert not trainer.changes_nothing(trainer.pairs)
 
 
 def test_held_out_scores_do_not_depend_on_the_batch_and_rows_without_a_rejected_answer_count(
@@ -304,7 +303,8 @@ def test_what_is_published_is_the_trained_adapter_alone_and_merges_to_what_it_an
     systems = line.dataset.manifest()["systems"]
     adapters.verify(adapter, base=line.base, prompt_digest=renderer_of(line).digest(systems))
 
-    merge(line.base, adapter, systems, tmp_path / "merged")
+    probes = [renderer_of(line).render(row) for row in line.dataset.rows("dev")[:4]]
+    assert {one.status for one in merge(line.base, adapter, systems, probes, tmp_path / "merged")} == {"PASS"}
     from tunesmith.bases import load_model
 
     merged = load_model(tmp_path / "merged", dtype=torch.float32)
@@ -326,7 +326,7 @@ def test_what_is_published_is_the_trained_adapter_alone_and_merges_to_what_it_an
 def test_an_adapter_that_learned_nothing_more_is_not_published(project: Path, tmp_path: Path) -> None:
     line = line_of("trainer.learning_rate=1e-30", "trainer.max_steps=1", "trainer.weight_decay=0.0")
     begun(line, tmp_path / "began")
-    with pytest.raises(Diverged, match="the model answers as the one that it began from; nothing was written"):
+    with pytest.raises(Diverged, match=r"`train loss falls` fails: .* nats by which the rejected answer is likelier"):
         trained(line, tmp_path / "out", tmp_path / "began")
     assert not (tmp_path / "out" / "adapter").exists()
 

@@ -151,7 +151,9 @@ def test_what_is_published_is_the_model_that_was_trained(
 
     assert apart(trained, logits(untouched(line, quantization), ids)) > 0.5
     assert apart(trained, logits(adapters.attach(untouched(line, quantization), adapter), ids)) < 5e-5
-    merge(line.base, adapter, line.dataset.manifest()["systems"], tmp_path / "merged")
+    probes = [line.arena.renderer.render(row) for row in line.dataset.rows("dev")[:4]]
+    found = merge(line.base, adapter, line.dataset.manifest()["systems"], probes, tmp_path / "merged")
+    assert {one.status for one in found} == {"PASS"}, found
     merged = load_model(tmp_path / "merged", dtype=torch.float32)
     assert merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
     assert apart(logits(merged, ids), logits(adapters.attach(untouched(line), adapter), ids)) < 5e-5
@@ -328,7 +330,7 @@ def test_noise_on_embeddings_is_there_in_training_and_nowhere_else(opened: Opene
 @pytest.mark.parametrize("init", ["true", "pissa"])
 def test_a_model_that_answers_as_before_is_not_published(opened: Opener, tmp_path: Path, init: str) -> None:
     line = opened({"lora.init_lora_weights": init, "trainer.learning_rate": "1e-38"})
-    with pytest.raises(Diverged, match=r"weights stay as they began|answers as before it was trained"):
+    with pytest.raises(Diverged, match=r"weights stay as they began|`train loss falls` fails"):
         stage.train(line.loaded, line.dataset, line.base, tmp_path, tokens=tmp_path, resumption=fresh(tmp_path))
     assert not (tmp_path / "adapter").exists()
 
