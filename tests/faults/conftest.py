@@ -55,7 +55,7 @@ class Workshop:
     @property
     def run(self) -> Path:
         """The only run."""
-        (directory,) = (self.root / "runs").iterdir()
+        (directory,) = filter(Path.is_dir, (self.root / "runs").iterdir())
         return directory
 
     def adapter(self) -> bytes | None:
