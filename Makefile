@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs: Python 3.11 or newer and a package index are enough.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke bench test faults check data eval export serve tiny-base clean
+.PHONY: help setup train smoke bench test faults matrix check data eval export serve tiny-base clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -74,6 +74,9 @@ test: $(READY) ## All tests
 faults: $(READY) ## The tests of faults, with 200 kills at random points
 	TUNESMITH_KILLS=200 $(BIN)/python -m pytest tests/faults -rP -k "again_and_again"
 	$(BIN)/python -m pytest tests/faults
+
+matrix: $(READY) tiny-base ## The thirty silent faults, planted in plain trl and in ours; writes the table of docs/FOOTGUNS.md
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fault_matrix.py --write docs/FOOTGUNS.md
 
 clean: ## Delete what was made here: environment, tiny base, runs, bundles, rows
 	rm -rf $(VENV) .cache build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -13,7 +13,6 @@ no effect, which is measured. Exit code 1 if one is not held.
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -30,33 +29,39 @@ from tunesmith.line import quiet_libraries
 
 quiet_libraries()
 
-import tunesmith.check.stage  # noqa: E402 - imported once, here, for all processes
+import faults_ours  # noqa: E402 - imported once, here, for all processes
+import faults_plain  # noqa: E402
+
+import tunesmith.check.stage  # noqa: E402
 import tunesmith.evaluate.stage  # noqa: E402
 import tunesmith.train.stage  # noqa: E402, F401
 from tunesmith.files import read_json, write_atomic, write_json  # noqa: E402
 from tunesmith.findings import FAULTS  # noqa: E402
 from tunesmith.runs import versions  # noqa: E402
 
-import faults_ours  # noqa: E402 # isort: skip
-import faults_plain  # noqa: E402 # isort: skip
-
 REPOSITORY = Path(__file__).parent.parent
 KEPT = REPOSITORY / "docs" / "fault-matrix.json"
 """What the table in docs/FOOTGUNS.md is laid out from."""
 BEGIN, END = "<!-- fault matrix: begin -->", "<!-- fault matrix: end -->"
+FROM_A_RUN = {9, 13, 15, 20, 21, 23, 25, 28}
+"""Faults whose cases begin with a finished run."""
 PATIENCE = 400
 """Seconds that a case may take."""
+
+BESIDE = ("The new embeddings will be initialized", "The attention mask is not set", "The attention mask and the pad")
+"""How warnings begin that a case draws and that speak of something else than its fault."""
 
 Told = dict[str, Any]
 
 
 def in_child(directory: Path, work: Callable[[], Told]) -> Told:
     """What `work` returns, done in a process of its own; torch has computed nothing before the fork."""
-    answer, said = directory / ".answer.json", directory / ".said"
+    # Beside the directory: what it was copied from has none of its own.
+    answer, said = directory.with_suffix(".json"), directory.with_suffix(".said")
     child = os.fork()
     if not child:
         try:
-            stream = os.open(said, os.O_WRONLY | os.O_CREAT)
+            stream = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             os.chdir(directory)
@@ -124,8 +129,8 @@ def ours(case: Callable[[faults_ours.Shop], faults_ours.Outcome]) -> Told:
     return {"outcome": "held" if held else "not held", "told": how, "planted": shop.planted}
 
 
-def make_project(root: Path, tiny: Path) -> None:
-    """A project with a finished run."""
+def make_project(root: Path, tiny: Path, command: str) -> None:
+    """A project in which one command was run: `run`, or `curate` where no case needs a finished run."""
     for name in ("recipes", "scripts"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "data" / "smoke").mkdir(parents=True)
@@ -133,26 +138,26 @@ def make_project(root: Path, tiny: Path) -> None:
     shutil.copytree(tiny, root / ".cache" / "tiny-base")
 
     def work() -> Told:
-        ended = faults_ours.Shop()("run", "smoke")
+        ended = faults_ours.Shop()(command, "smoke")
         return {"outcome": str(ended.code), "told": ended.said}
 
     done = in_child(root, work)
     if done["outcome"] != "0":
-        raise SystemExit(f"the run of smoke that the cases need did not ship: {done['told']}")
+        raise SystemExit(f"`tunesmith {command} smoke` fails here: {done['told']}")
 
 
 def of_interest(heard: list[str], usual: list[str]) -> str:
     """The first warning that a sound run does not give."""
-    return next((" ".join(text.split()) for text in heard if text not in usual), "")
+    others = (text for text in heard if text not in usual and not text.startswith(BESIDE))
+    return next((" ".join(text.split()) for text in others), "")
 
 
-def run(numbers: list[int], tiny: Path, project: Path | None) -> dict[str, Any]:
+def run(numbers: list[int], tiny: Path) -> dict[str, Any]:
     """All cases of some faults."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        made = (project or Path(scratch) / "made").resolve()
-        if not made.exists():
-            make_project(made, tiny)
+        made = Path(scratch) / "made"
+        make_project(made, tiny, "run" if FROM_A_RUN.intersection(numbers) else "curate")
         counter = iter(range(1000))
 
         def case(work: Callable[[], Told]) -> Told:
@@ -175,8 +180,8 @@ def run(numbers: list[int], tiny: Path, project: Path | None) -> dict[str, Any]:
             right = case(lambda number=number: ours(faults_ours.CASES[number]))
             results[str(number)] = {
                 "fault": FAULTS[number].title,
-                "plain": {"planted": faults_plain.CASES[number].__doc__, **left},
-                "ours": {"how": faults_ours.CASES[number].__doc__, **right},
+                "plain": {"planted": first_line(faults_plain.CASES[number]), **left},
+                "ours": {"how": first_line(faults_ours.CASES[number]), **right},
             }
             took = time.monotonic() - began
             print(f"{number:2} {FAULTS[number].title} ({took:.0f} s)", flush=True)
@@ -188,6 +193,11 @@ def run(numbers: list[int], tiny: Path, project: Path | None) -> dict[str, Any]:
                     if "traceback" in told:
                         print(told.pop("traceback"), flush=True)
     return results
+
+
+def first_line(case: Callable[..., Any]) -> str:
+    """What a case plants, by its own words."""
+    return (case.__doc__ or "").strip().splitlines()[0]
 
 
 def cell(text: str, most: int = 260) -> str:
@@ -216,10 +226,9 @@ def layout(kept: dict[str, Any]) -> str:
         warning = f" Warning: “{cell(left['warning'], 120)}”" if "warning" in left else ""
         planted = ", planted in our code" if right.get("planted") else ""
         word = "" if right["outcome"] == "held" else "**not held** "
-        lines.append(
-            f"| {number} | {one['fault']} | {cell(left['planted'])} | **{left['outcome']}** {cell(left['told'])}.{warning} "
-            f"| {word}{cell(right['told'])} ({cell(right['how'])}{planted}) |"
-        )
+        theirs = f"**{left['outcome']}** {cell(left['told'])}.{warning}"
+        mine = f"{word}{cell(right['told'])} ({cell(right['how'])}{planted})"
+        lines.append(f"| {number} | {one['fault']} | {cell(left['planted'])} | {theirs} | {mine} |")
     return "\n".join(lines)
 
 
@@ -237,13 +246,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int, nargs="+", choices=FAULTS, metavar="NUMBER")
     parser.add_argument("--base", type=Path, default=REPOSITORY / ".cache" / "tiny-base", help="where the tiny base is")
-    parser.add_argument("--project", type=Path, help="keep the project that the cases are copied from here, or take it")
     parser.add_argument("--write", type=Path, help="put the table into this document, and its facts beside it")
     parser.add_argument("--out", type=Path, help="write the facts as JSON")
     options = parser.parse_args()
     if options.write and options.only:
         parser.error("--write publishes all thirty: leave --only out")
-    results = run(options.only or list(FAULTS), options.base, options.project)
+    results = run(options.only or list(FAULTS), options.base)
     kept = {"versions": versions(), "faults": results}
     if options.out:
         write_json(options.out, kept)

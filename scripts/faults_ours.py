@@ -6,24 +6,22 @@ planted into our own code (`Shop.plant`). Where a fault can have no effect, that
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from faults_plain import END, TINY, base_copy
 from safetensors.torch import load_file, save_file
 
 from tunesmith.cli import app, guarded
 from tunesmith.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
-
-from faults_plain import END, TINY, base_copy  # isort: skip
 
 SHORT = ("trainer.max_steps=8", "trainer.warmup_steps=0")
 ZERO_SHOT_ONLY = ("arms.few_shot=[]", "arms.retrieval=[]", "arms.constrained=false")
@@ -175,7 +173,7 @@ def passes_weighed_alike(shop: Shop) -> Outcome:
 
 def think_only_in_serving(shop: Shop) -> Outcome:
     """the same base"""
-    base_copy("think", lambda text: text.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"))
+    base_copy("think", lambda text: text.replace("assistant\n'", "assistant\n<think>\n'"))
     return refused(shop("check", "smoke", "--base", "./think"), "`template` fails")
 
 
@@ -185,7 +183,7 @@ def think_only_in_serving(shop: Shop) -> Outcome:
 def template_edited_after_merge(shop: Shop) -> Outcome:
     """the same edit, then `tunesmith export`"""
     path = finished() / "merged" / "chat_template.jinja"
-    path.write_text(path.read_text().replace("message['role'] + '\\n'", "message['role'] + ': '"))
+    path.write_text(path.read_text().replace("message['role'] + '\n'", "message['role'] + ': '"))
     shutil.rmtree("dist", ignore_errors=True)
     return refused(shop("export", "smoke"), "not the bytes that were judged")
 
@@ -202,15 +200,17 @@ def new_token_not_saved(shop: Shop) -> Outcome:
     return refused(shop("check", "smoke", "--base", "./new-token"), "`vocabulary` fails")
 
 
-def tied_head_adapted(shop: Shop) -> Outcome:
+def tied_embedding_adapted(shop: Shop) -> Outcome:
     """the same `target_modules`"""
-    asked = ("lora.target_modules=[q_proj, v_proj, lm_head]",)
+    asked = ("lora.target_modules=[q_proj, v_proj, embed_tokens]",)
     return refused(shop("check", "smoke", sets=asked), "`tied embeddings` fails")
 
 
 def one_layer_adapted(shop: Shop) -> Outcome:
     """the same pattern"""
-    return refused(shop("check", "smoke", sets=(r"lora.target_modules='.*layers\.0\..*_proj'",)), "`target modules` fails")
+    return refused(
+        shop("check", "smoke", sets=(r"lora.target_modules='.*layers\.0\..*_proj'",)), "`target modules` fails"
+    )
 
 
 def keys_renamed(shop: Shop) -> Outcome:
@@ -223,20 +223,19 @@ def keys_renamed(shop: Shop) -> Outcome:
 
 
 def adapter_in_bfloat16(shop: Shop) -> Outcome:
-    """an adapter rounded to bfloat16 before each step"""
+    """an adapter that stays in bfloat16, as trl leaves it"""
 
     def make(real: Any) -> Any:
-        def rounding(trainer: Any, *args: Any, **options: Any) -> Any:
+        def narrow(trainer: Any, *args: Any, **options: Any) -> None:
+            real(trainer, *args, **options)
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
-                    parameter.data = parameter.data.bfloat16().float()
-            return real(trainer, *args, **options)
+                    parameter.data = parameter.data.bfloat16()
 
-        return rounding
+        return narrow
 
-    shop.plant("tunesmith.train.trainer.AdapterTrainer.training_step", make)
-    faint = ("trainer.learning_rate=1e-6", "trainer.lr_scheduler_type=constant")
-    return refused(shop("train", "smoke", sets=(*SHORT, *faint)), "`late updates arrive` fails")
+    shop.plant("tunesmith.train.trainer.AdapterTrainer.__init__", make)
+    return refused(shop("train", "smoke", "--runs", "narrow", sets=SHORT), "`late updates arrive` fails")
 
 
 def merged_into_4_bits(shop: Shop) -> Outcome:
@@ -244,7 +243,9 @@ def merged_into_4_bits(shop: Shop) -> Outcome:
     run = finished()
     shop.plant(
         "tunesmith.bases.load_model",
-        lambda real: lambda directory, *, quantization="none", **options: real(directory, quantization="nf4", **options),
+        lambda real: (
+            lambda directory, *, quantization="none", **options: real(directory, quantization="nf4", **options)
+        ),
     )
     forget(run, "merge")
     return refused(shop("evaluate", "smoke"), "`merged into` fails")
@@ -262,7 +263,7 @@ def rounded_away(shop: Shop) -> Outcome:
     (run,) = Path("narrow-runs").glob("smoke-*")
     rewrite_adapter(
         run / "adapter",
-        lambda held: {name: tensor * (1e-4 if "lora_B" in name else 1) for name, tensor in held.items()},
+        lambda held: {name: tensor * (1e-3 if "lora_B" in name else 1) for name, tensor in held.items()},
     )
     ended = shop("evaluate", "smoke", "--base", "./narrow", "--runs", "narrow-runs", sets=sets)
     return refused(ended, "`adapter not erased` fails")
@@ -357,7 +358,7 @@ def steps_skipped(shop: Shop) -> Outcome:
 
     shop.plant("tunesmith.train.trainer.AdapterTrainer.__init__", scaled)
     shop.plant("tunesmith.train.trainer.AdapterTrainer.training_step", overflowing)
-    return refused(shop("train", "smoke", sets=SHORT), "skipped")
+    return refused(shop("train", "smoke", sets=SHORT), "steps were skipped")
 
 
 # ---------------------------------------------------------------------- answers and scores
@@ -399,8 +400,8 @@ def held_out_in_train(shop: Shop) -> Outcome:
 
 
 def best_by_noise(shop: Shop) -> Outcome:
-    """a run whose adapter is hardly better than the incumbent"""
-    sets = (*ZERO_SHOT_ONLY, "trainer.max_steps=40", "trainer.warmup_steps=0")
+    """a run whose adapter is better than the incumbent by a little"""
+    sets = (*ZERO_SHOT_ONLY, "trainer.max_steps=25", "trainer.warmup_steps=0")
     return refused(shop("run", "smoke", "--until", "gate", "--runs", "noise", sets=sets), "exact_match of adapter over")
 
 
@@ -430,17 +431,18 @@ def setting_misspelt(shop: Shop) -> Outcome:
 
 
 def arms_with_two_prompts(shop: Shop) -> Outcome:
-    """the base's arm answered behind another template, laid into the run, and the stage's record agrees"""
-    base_copy("polite", lambda text: "{{ 'Hello. ' }}" + text)
-    for command in ("check", "baseline"):
-        ended = shop(command, "smoke", "--base", "./polite", "--runs", "polite-runs", sets=ZERO_SHOT_ONLY)
-        assert not ended.code, ended.said
-    (arms,) = Path("polite-runs").glob("smoke-*/arms")
-    for name in ("zero_shot.json", "zero_shot.jsonl"):
-        shutil.copy(arms / name, finished() / "arms" / name)
-    mend_record(finished(), "arm-zero_shot")
-    # What the adapter's arm was held against was the base's: it is made to agree as well.
-    return refused(shop("gate", "smoke"), "one prompt function rendered all arms")
+    """an arm without training that is asked without the system message"""
+
+    def make(real: Any) -> Any:
+        def bare(arena: Any, row: Any, way: Any) -> Any:
+            messages = real(arena, row, way)
+            return messages if way.arm == "adapter" else [one for one in messages if one.role != "system"]
+
+        return bare
+
+    shop.plant("tunesmith.evaluate.arena.Arena.messages", make)
+    sets = (*SHORT, *ZERO_SHOT_ONLY)
+    return refused(shop("run", "smoke", "--until", "gate", "--runs", "two-prompts", sets=sets), "stored answers")
 
 
 def adapter_on_another_base(shop: Shop) -> Outcome:
@@ -467,7 +469,7 @@ CASES: dict[int, Callable[[Shop], Outcome]] = {
     8: think_only_in_serving,
     9: template_edited_after_merge,
     10: new_token_not_saved,
-    11: tied_head_adapted,
+    11: tied_embedding_adapted,
     12: one_layer_adapted,
     13: keys_renamed,
     14: adapter_in_bfloat16,

@@ -4,21 +4,25 @@ A case runs the real libraries in the current directory, a project with a finish
 measured line: that the fault was in effect. What it raises, and what the libraries warn of, is for the caller to see.
 """
 
+import itertools
 import json
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     DataCollatorForLanguageModeling,
+    set_seed,
 )
 from trl import SFTConfig, SFTTrainer, TrlParser
 
@@ -55,6 +59,11 @@ def load(directory: Path = TINY, **settings: Any) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(directory, **settings), AutoTokenizer.from_pretrained(directory)
 
 
+def load_model(directory: Path) -> Any:
+    """A model without its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
 def trainer(
     data: Sequence[Line],
     base: Path = TINY,
@@ -66,6 +75,7 @@ def trainer(
     **settings: Any,
 ) -> SFTTrainer:
     """An SFTTrainer with an adapter on a base; `settings` are SFTConfig's, `others` the trainer's own."""
+    set_seed(0)
     model, tokenizer = loaded or load(base)
     chosen = {
         "output_dir": "plain",
@@ -172,10 +182,17 @@ def template_without_end() -> str:
 
 
 def end_token_masked_by_id() -> str:
-    """transformers' DataCollatorForLanguageModeling on a tokenizer whose pad token ends turns"""
+    """one's own collator over transformers' DataCollatorForLanguageModeling, the pad token ends turns too
+
+    Given as it is, it raises on trl 1.16's rows, which hold labels by now.
+    """
     _, tokenizer = load()
     texts = [tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in rows()]
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    theirs = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+    def collator(batch: list[Line]) -> Any:
+        return theirs([{"input_ids": row["input_ids"]} for row in batch])
+
     made = trained([{"text": text} for text in texts], others={"data_collator": collator})
     end = made.processing_class.eos_token_id
     pairs = [pair for ids, labels in collated(made) for pair in zip(ids, labels, strict=True) if pair[0] == end]
@@ -196,7 +213,8 @@ def rows_cut() -> str:
     end = made.processing_class.eos_token_id
     kept = sum(end in labels for _, labels in collated(made))
     tokens = [sum(label >= 0 for _, labels in collated(one) for label in labels) for one in (whole, made)]
-    return f"{len(whole.train_dataset) - kept} of {len(whole.train_dataset)} rows have lost their end, {tokens[0] - tokens[1]} of {tokens[0]} loss tokens are gone"
+    of, lost = len(whole.train_dataset), tokens[0] - tokens[1]
+    return f"{of - kept} of {of} rows have lost their end, {lost} of {tokens[0]} loss tokens are gone"
 
 
 def rows_see_each_other() -> str:
@@ -227,24 +245,21 @@ def passes_weighed_alike() -> str:
         row["completion"] = [{"role": "assistant", "content": row["completion"][0]["content"] * (1 + number % 4)}]
     cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 1, "optim": "sgd"}
     whole = adapter(trained(data, max_steps=1, optim="sgd"))
-    far = {
-        kind: apart(whole, adapter(trained(data, kind=kind, **cut))) / max(float(w.abs().max()) for n, w in whole.items() if "lora_B" in n)
-        for kind in (SFTTrainer, PassesWeighedAlike)
-    }
+    largest = max(float(weight.abs().max()) for name, weight in whole.items() if "lora_B" in name)
+    far = {kind: apart(whole, adapter(trained(data, kind=kind, **cut))) for kind in (SFTTrainer, PassesWeighedAlike)}
     return (
-        f"one step in 8 passes differs from the step in one by {far[PassesWeighedAlike]:.0%} of the largest update; "
-        f"as trl counts, by {far[SFTTrainer]:.0e}"
+        f"a step in 8 passes differs from the step in one by {far[PassesWeighedAlike] / largest:.0%} of the largest "
+        f"update; as trl counts, by {far[SFTTrainer] / largest:.0e}"
     )
 
 
 def think_only_in_serving() -> str:
     """a chat template that adds a think tag only where an answer is asked for"""
-    made = trained(rows(), base_copy("think", lambda text: text.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")))
-    differ = sum(
-        ids[: len(prompt)] != prompt
-        for (ids, _), prompt in ((pair, prompt_ids(made.processing_class, row)) for pair, row in zip(collated(made), rows(), strict=True))
-    )
-    return f"{differ} of {len(rows())} rows are trained behind another prompt than is served"
+    made = trained(rows(), base_copy("think", lambda text: text.replace("assistant\n'", "assistant\n<think>\n'")))
+    both = zip(collated(made), rows(), strict=True)
+    prompts = [(ids, prompt_ids(made.processing_class, row)) for (ids, _), row in both]
+    differ = sum(ids[: len(prompt)] != prompt for ids, prompt in prompts)
+    return f"{differ} of {len(prompts)} rows are trained behind another prompt than is served"
 
 
 # ---------------------------------------------------------------------- what is adapted, saved and loaded
@@ -256,14 +271,14 @@ def template_edited_after_merge() -> str:
     model, tokenizer = load(finished("merged"))
     before = right(answers(model, tokenizer, [prompt_ids(tokenizer, row) for row in data], do_sample=False), data)
     path = finished("merged") / "chat_template.jinja"
-    path.write_text(path.read_text().replace("message['role'] + '\\n'", "message['role'] + ': '"))
+    path.write_text(path.read_text().replace("message['role'] + '\n'", "message['role'] + ': '"))
     model, tokenizer = load(finished("merged"))
     after = right(answers(model, tokenizer, [prompt_ids(tokenizer, row) for row in data], do_sample=False), data)
     return f"it loads; {before} of {len(data)} answers were right, {after} are"
 
 
 def new_token_not_saved() -> str:
-    """a token added, embeddings resized, and the base's config out of reach when the adapter is saved"""
+    """a token added, embeddings resized and trained, and the base's config out of reach when the adapter is saved"""
     model, tokenizer = load()
     tokenizer.add_tokens(["<|colour|>"], special_tokens=True)
     model.resize_token_embeddings(len(tokenizer))
@@ -271,31 +286,32 @@ def new_token_not_saved() -> str:
     data = rows()
     for row in data:
         row["prompt"][-1]["content"] = "<|colour|> " + row["prompt"][-1]["content"]
-    made = trained(data, loaded=(model, tokenizer), lora={"modules_to_save": None})
+    made = trainer(data, loaded=(model, tokenizer))
+    made.model.get_input_embeddings().weight.requires_grad_(True)
+    made.train()
     ids = prompt_ids(tokenizer, data[0])
-    before = logits(made.model, ids)[-1]
+    before = logits(made.model, ids)
     made.save_model("adapter")
     fresh, _ = load()
     fresh.resize_token_embeddings(len(tokenizer))
-    change = float((before - logits(PeftModel.from_pretrained(fresh, "adapter"), ids)[-1]).abs().max())
-    from safetensors import safe_open
-
-    with safe_open("adapter/adapter_model.safetensors", "pt") as held:
-        embeddings = [name for name in held.keys() if "embed" in name]
-    return f"{len(embeddings)} embeddings in the adapter's file; reloaded, logits differ by up to {change:.2f}"
+    change = float((before - logits(PeftModel.from_pretrained(fresh, "adapter"), ids)).abs().max())
+    held = sum("embed" in name for name in load_file("adapter/adapter_model.safetensors"))
+    return f"{held} embeddings are in the adapter's file; reloaded, logits differ by up to {change:.2f}"
 
 
-def tied_head_adapted() -> str:
-    """`target_modules` with `lm_head` on a base whose embedding and head are one matrix"""
-    made = trained(rows(), lora={"target_modules": ["q_proj", "v_proj", "lm_head"]})
-    tokenizer = made.processing_class
-    ids = prompt_ids(tokenizer, rows()[0])
+def tied_embedding_adapted() -> str:
+    """`target_modules` with `embed_tokens` on a base whose embedding and head are one matrix"""
+    try:
+        trainer(rows(), lora={"target_modules": ["q_proj", "v_proj", "lm_head"]})
+        head = "is taken"
+    except ValueError:
+        head = "raises"
+    made = trained(rows(), lora={"target_modules": ["q_proj", "v_proj", "embed_tokens"]})
+    ids = prompt_ids(made.processing_class, rows()[0])
     before = logits(made.model, ids)
-    merged = made.model.merge_and_unload()
-    merged.save_pretrained("out")
-    tokenizer.save_pretrained("out")
-    change = float((before - logits(load(Path("out"))[0], ids)).abs().max())
-    return f"merged, saved and reloaded, logits differ by up to {change:.2f}"
+    made.model.merge_and_unload().save_pretrained("out")
+    change = float((before - logits(load_model(Path("out")), ids)).abs().max())
+    return f"merged, saved and reloaded, logits differ by up to {change:.2f}; `lm_head` there {head}"
 
 
 def one_layer_adapted() -> str:
@@ -307,8 +323,6 @@ def one_layer_adapted() -> str:
 
 def keys_renamed() -> str:
     """every tensor of the adapter's file has another name"""
-    from safetensors.torch import load_file, save_file
-
     directory = finished("adapter")
     path = directory / "adapter_model.safetensors"
     save_file({name.replace("base_model.model.", "module."): held for name, held in load_file(path).items()}, path)
@@ -331,7 +345,8 @@ def adapter_in_bfloat16() -> str:
         made.train()
         weights = [(w, before[n]) for n, w in adapter(made).items() if "lora_A" in n]
         moved[name] = sum(int((w != b).sum()) for w, b in weights) / sum(w.numel() for w, _ in weights)
-    return f"lora_A after 6 steps at 1e-6: {moved['on 4 bits']:.1%} of its weights have moved; in float32 {moved['on float32']:.1%}"
+    narrow, wide = moved.values()
+    return f"lora_A after 6 steps at 1e-6: {narrow:.1%} of its weights have moved; in float32 {wide:.1%}"
 
 
 def kept(model: Any, adapted: list[torch.Tensor], bare: list[torch.Tensor], prompts: list[list[int]]) -> float:
@@ -382,7 +397,7 @@ def resumed_as_another() -> str:
     """`resume_from_checkpoint` with `lora_alpha` doubled"""
     saving = {"save_strategy": "steps", "save_steps": 3}
     whole = trained(rows(), **saving)
-    made = trainer(rows(), lora={"lora_alpha": 2 * whole.model.peft_config["default"].lora_alpha})
+    made = trainer(rows(), **saving, lora={"lora_alpha": 2 * whole.model.peft_config["default"].lora_alpha})
     made.train(resume_from_checkpoint="plain/checkpoint-3")
     return f"weights differ from the uninterrupted run's by up to {apart(adapter(whole), adapter(made)):.1e}"
 
@@ -403,14 +418,15 @@ def another_order() -> str:
     torch.manual_seed(7)
     made.train()
     same = sum(a == b for a, b in zip(plain.seen, made.seen, strict=True))
-    return f"{same} of {len(plain.seen)} steps have the same rows; weights differ by {apart(adapter(plain), adapter(made)):.1e}"
+    far = apart(adapter(plain), adapter(made))
+    return f"{same} of {len(plain.seen)} steps have the same rows; weights differ by {far:.1e}"
 
 
 def restarted_after_memory() -> str:
     """`auto_find_batch_size`, and memory runs out in step 3"""
 
     class Starved(Spy):
-        began: list[float] = []
+        began: ClassVar[list[float]] = []
 
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             if self.state.global_step == 0:
@@ -420,7 +436,9 @@ def restarted_after_memory() -> str:
             return super().training_step(*args, **kwargs)
 
     made = trained(rows(), kind=Starved, auto_find_batch_size=True)
-    return f"began {len(made.began)} times at step 0, with lora_B up to " + ", then ".join(f"{b:.1e}" for b in made.began)
+    return f"began {len(made.began)} times at step 0, with lora_B up to " + ", then ".join(
+        f"{b:.1e}" for b in made.began
+    )
 
 
 class Overflowing(SFTTrainer):  # type: ignore[misc]
@@ -429,11 +447,11 @@ class Overflowing(SFTTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-        self.skipped = 0
+        self.weights: list[dict[str, torch.Tensor]] = []
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One pass, and an overflow."""
-        self.skipped += bool(self.state.global_step) and self.accelerator.optimizer_step_was_skipped
+        self.weights.append(adapter(self))
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if self.state.global_step % 2:
             for parameter in self.model.parameters():
@@ -445,7 +463,8 @@ class Overflowing(SFTTrainer):  # type: ignore[misc]
 def steps_skipped() -> str:
     """a loss scale meets an infinite gradient in every second step (planted)"""
     made = trained(rows(), kind=Overflowing)
-    skipped = made.skipped + made.accelerator.optimizer_step_was_skipped
+    weights = [*made.weights, adapter(made)]
+    skipped = sum(apart(before, after) == 0 for before, after in itertools.pairwise(weights))
     return f"{skipped} of {made.state.global_step} steps changed nothing"
 
 
@@ -472,7 +491,9 @@ def base_samples() -> str:
     model, tokenizer = load(finished("merged"))
     prompts = [prompt_ids(tokenizer, row) for row in data]
     greedy = right(answers(model, tokenizer, prompts), data)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 1.5, "repetition_penalty": 1.3}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 1.5, "repetition_penalty": 1.3})
+    )
     told = answers(*load(finished("merged")), prompts)
     return f"{greedy} of {len(data)} answers are right without those settings, {right(told, data)} with them"
 
@@ -489,29 +510,35 @@ def held_out_in_train() -> str:
 
 
 def best_by_noise() -> str:
-    """`load_best_model_at_end`, the evaluations nearer to each other than their own error"""
-    held = rows(16, "dev")
-    chosen, spread, error = [], 0.0, 0.0
-    saving = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    """`load_best_model_at_end`, evaluations nearer to each other than their own error, and answers that are noise"""
+    held, data = rows(16, "dev"), rows(8)
+    told = [row["completion"] for row in data]
+    random.Random(0).shuffle(told)
+    for row, completion in zip(data, told, strict=True):
+        row["completion"] = completion
+    chosen, leads, errors = [], [], []
+    saving = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
     for seed in (0, 1):
         made = trained(
-            rows(),
-            finished("merged"),
+            data,
             others={"eval_dataset": Dataset.from_list(held)},
             seed=seed,
             output_dir=f"seed-{seed}",
             load_best_model_at_end=True,
-            learning_rate=1e-3,
+            learning_rate=1e-2,
             lr_scheduler_type="constant",
-            max_steps=8,
+            max_steps=24,
             **saving,
         )
-        losses = [line["eval_loss"] for line in made.state.log_history if "eval_loss" in line]
-        spread = max(spread, max(losses) - min(losses))
+        first, second = sorted(line["eval_loss"] for line in made.state.log_history if "eval_loss" in line)[:2]
+        leads.append(second - first)
         each = [row_loss(made.model, made.processing_class, row) for row in held]
-        error = max(error, stdev(each) / len(each) ** 0.5)
+        errors.append(stdev(each) / len(each) ** 0.5)
         chosen.append(Path(made.state.best_model_checkpoint).name)
-    return f"seeds 0 and 1 choose {chosen[0]} and {chosen[1]}; losses span {spread:.1e}, their standard error {error:.1e}"
+    return (
+        f"seeds 0 and 1 choose {chosen[0]} and {chosen[1]}, by {leads[0]:.3f} and {leads[1]:.3f} nats; "
+        f"the standard error over the rows is {min(errors):.3f}"
+    )
 
 
 def text_becomes_control_tokens() -> str:
@@ -532,7 +559,12 @@ def rows_twice() -> str:
 
     held = range(21)
     batches = BatchSampler(SequentialSampler(held), 4, drop_last=False)
-    seen = [row for process in (0, 1) for batch in BatchSamplerShard(batches, 2, process, even_batches=True) for row in batch]
+    seen = [
+        row
+        for process in (0, 1)
+        for batch in BatchSamplerShard(batches, 2, process, even_batches=True)
+        for row in batch
+    ]
     return f"{len(held)} rows are scored {len(seen)} times, {len(seen) - len(set(seen))} of them again"
 
 
@@ -595,7 +627,7 @@ CASES: dict[int, Callable[[], str]] = {
     8: think_only_in_serving,
     9: template_edited_after_merge,
     10: new_token_not_saved,
-    11: tied_head_adapted,
+    11: tied_embedding_adapted,
     12: one_layer_adapted,
     13: keys_renamed,
     14: adapter_in_bfloat16,

@@ -14,8 +14,9 @@ import torch
 
 from tunesmith import adapters
 from tunesmith.bases import Base, quiet
+from tunesmith.errors import Diverged
 from tunesmith.files import sha256_file, sha256_json, sha256_tree, write_json
-from tunesmith.findings import Finding, seen
+from tunesmith.findings import Finding, refuse, seen
 from tunesmith.prompt import Rendered, Renderer
 
 TOKENIZER_FILES = (
@@ -44,17 +45,19 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
 
     Raises:
         UserError: the adapter does not belong to the base or the prompt.
+        Diverged: the base was loaded quantised.
         ValueError: a merged weight is not a number (peft's safe merge).
     """
     renderer = Renderer(base.tokenizer(), base.end_ids())
     adapters.verify(adapter, base=base, prompt_digest=renderer.digest(systems))
     # On the CPU: float32 may not fit beside what a GPU holds, and a sum needs no GPU.
     model = base.model(dtype=torch.float32, device="cpu")
+    into = _merged_into(base, model)
+    refuse([into], "merge", Diverged)
     attached = adapters.attach(model, adapter)
     with_adapter = log_probabilities(attached, probes[:PROBES])
     with attached.disable_adapter():
         without = log_probabilities(attached, probes[:PROBES])
-    quantised = bool(getattr(model, "is_quantized", False))
     merged = attached.merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, base.stored_dtype()))
     # As it is stored, but computed in float32: what is left of the difference is the rounding of the weights.
@@ -78,14 +81,7 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
         },
     )
     return [
-        seen(
-            "merged into",
-            (15,),
-            not quantised,
-            "the sum is taken with the unquantised base, in float32",
-            f"base of {base.stored_dtype()}, widened to float32, rounded once",
-            "merge into the base that the quantised copy was made from",
-        ),
+        into,
         *effect_kept(with_adapter, without, rounded, base.stored_dtype()),
         _same_tie(merged),
         seen(
@@ -97,6 +93,19 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
             "merge again",
         ),
     ]
+
+
+def _merged_into(base: Base, model: Any) -> Finding:
+    """Whether the model that takes the sum is unquantised; looked at first: a sum into 4 bits is lost, or crashes."""
+    quantised = bool(getattr(model, "is_quantized", False))
+    return seen(
+        "merged into",
+        (15,),
+        not quantised,
+        "the sum is taken with the unquantised base, in float32",
+        "a quantised base" if quantised else f"base of {base.stored_dtype()}, widened to float32, rounded once",
+        "merge into the base that the quantised copy was made from",
+    )
 
 
 def log_probabilities(model: Any, rows: Sequence[Rendered]) -> list[torch.Tensor]:
