@@ -227,7 +227,7 @@ def layout(kept: dict[str, Any]) -> str:
         planted = ", planted in our code" if right.get("planted") else ""
         word = "" if right["outcome"] == "held" else "**not held** "
         theirs = f"**{left['outcome']}** {cell(left['told'])}.{warning}"
-        mine = f"{word}{cell(right['told'])} ({cell(right['how'])}{planted})"
+        mine = f"{word}{cell(right['told'], 180)} ({cell(right['how'])}{planted})"
         lines.append(f"| {number} | {one['fault']} | {cell(left['planted'])} | {theirs} | {mine} |")
     return "\n".join(lines)
 

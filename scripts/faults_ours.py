@@ -427,7 +427,7 @@ def setting_misspelt(shop: Shop) -> Outcome:
     """the same key in the recipe"""
     path = Path("recipes/smoke.yaml")
     path.write_text(path.read_text().replace("learning_rate:", "learning_rat:"))
-    return refused(shop("train", "smoke"), "learning_rat")
+    return refused(shop("train", "smoke"), "trainer.learning_rat:")
 
 
 def arms_with_two_prompts(shop: Shop) -> Outcome:
