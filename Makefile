@@ -1,7 +1,7 @@
 # Every target sets up by itself what it needs: Python 3.11 or newer and a package index are enough.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke bench test faults golden check data eval export serve tiny-base clean
+.PHONY: help setup train smoke bench test faults matrix golden check data eval export serve tiny-base clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -78,6 +78,9 @@ faults: $(READY) ## The tests of faults, with 200 kills at random points
 
 golden: $(READY) tiny-base ## Record the losses of the smoke runs anew; refuses a tree with uncommitted changes
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/record_golden.py
+
+matrix: $(READY) tiny-base ## The thirty silent faults, planted in plain trl and in ours; writes the table of docs/FOOTGUNS.md
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fault_matrix.py --write docs/FOOTGUNS.md
 
 clean: ## Delete what was made here: environment, tiny base, runs, bundles, rows
 	rm -rf $(VENV) .cache build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

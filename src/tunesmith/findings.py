@@ -139,7 +139,13 @@ def table(run: Path) -> list[dict[str, Any]]:
 
 
 # The gate's terms that speak of a fault.
-TERMS: dict[str, int] = {"gain_adapter": 23, "same_rows": 25, "same_prompt": 27, "same_settings": 27}
+TERMS: dict[str, int] = {
+    "gain_adapter": 23,
+    "same_rows": 25,
+    "same_prompt": 27,
+    "same_settings": 27,
+    "baseline_replays": 27,
+}
 
 
 def _findings(run: Path, stage: Stage) -> list[dict[str, Any]]:

@@ -215,6 +215,17 @@ def test_in_float32_even_a_faint_adapter_is_kept(line: Line, tmp_path: Path) -> 
     assert {finding.status for finding in found.values()} == {"PASS"}
 
 
+def test_a_quantised_base_is_refused_before_anything_is_merged(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = write_adapter(line, tmp_path / "adapter")
+    load = Base.model
+    monkeypatch.setattr(Base, "model", lambda base, **options: load(base, **(options | {"quantization": "nf4"})))
+    with pytest.raises(Diverged, match="`merged into` fails: a quantised base"):
+        merged_from(line, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_merge_that_changes_the_template_is_seen(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = write_adapter(line, tmp_path / "adapter")
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from tunesmith import adapters
 from tunesmith.bases import Base, quiet
-from tunesmith.errors import UserError
+from tunesmith.errors import Diverged, UserError
 from tunesmith.files import sha256_file, sha256_json, sha256_tree, write_json
-from tunesmith.findings import Finding, seen
+from tunesmith.findings import Finding, refuse, seen
 from tunesmith.prompt import Rendered, Renderer
 
 TOKENIZER_FILES = (
@@ -49,14 +49,16 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
 
     Raises:
         UserError: the adapter does not belong to the base or the prompt, or it parts a head from its embeddings.
+        Diverged: the base was loaded quantised.
         ValueError: a merged weight is not a number (peft's safe merge).
     """
     renderer = Renderer(base.tokenizer(), base.end_ids())
     adapters.verify(adapter, base=base, prompt_digest=renderer.digest(systems))
     # On the CPU: float32 may not fit beside what a GPU holds, and a sum needs no GPU.
     model = base.model(dtype=torch.float32, device="cpu")
+    into = _merged_into(base, model)
+    refuse([into], "merge", Diverged)
     tied, embeddings = is_tied(model), model.get_input_embeddings().weight
-    quantised = bool(getattr(model, "is_quantized", False))
     attached = adapters.attach(model, adapter)
     if tied:
         _refuse_half_of(embeddings, attached, adapter)
@@ -88,14 +90,7 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
         },
     )
     return [
-        seen(
-            "merged into",
-            (15,),
-            not quantised,
-            "the sum is taken with the unquantised base, in float32",
-            f"base of {base.stored_dtype()}, widened to float32, rounded once",
-            "merge into the base that the quantised copy was made from",
-        ),
+        into,
         *effect_kept(with_adapter, without, rounded, base.stored_dtype()),
         seen(
             "tie kept",
@@ -114,6 +109,19 @@ def merge(base: Base, adapter: Path, systems: list[str], probes: Sequence[Render
             "merge again",
         ),
     ]
+
+
+def _merged_into(base: Base, model: Any) -> Finding:
+    """Whether the model that takes the sum is unquantised; looked at first: a sum into 4 bits is lost, or crashes."""
+    quantised = bool(getattr(model, "is_quantized", False))
+    return seen(
+        "merged into",
+        (15,),
+        not quantised,
+        "the sum is taken with the unquantised base, in float32",
+        "a quantised base" if quantised else f"base of {base.stored_dtype()}, widened to float32, rounded once",
+        "merge into the base that the quantised copy was made from",
+    )
 
 
 def log_probabilities(model: Any, rows: Sequence[Rendered]) -> list[torch.Tensor]:
