@@ -226,15 +226,15 @@ def adapter_in_bfloat16(shop: Shop) -> Outcome:
     """an adapter that stays in bfloat16, as trl leaves it"""
 
     def make(real: Any) -> Any:
-        def narrow(trainer: Any, *args: Any, **options: Any) -> None:
-            real(trainer, *args, **options)
+        def narrow(trainer: Any, *args: Any, **options: Any) -> Any:
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
+            return real(trainer, *args, **options)
 
         return narrow
 
-    shop.plant("tunesmith.train.trainer.AdapterTrainer.__init__", make)
+    shop.plant("tunesmith.train.trainer.AdapterTrainer.train", make)
     return refused(shop("train", "smoke", "--runs", "narrow", sets=SHORT), "`late updates arrive` fails")
 
 

@@ -22,6 +22,7 @@ COMMANDS = [
     "recipe",
     "run",
     "train",
+    "verify",
 ]
 
 

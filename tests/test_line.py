@@ -308,7 +308,7 @@ def test_target_modules_that_match_nothing_are_the_users_fault(finished: Path, t
     other = fresh_copy(finished, tmp_path / "modules")
     done = command(other, "train", "smoke", "--set", "lora.target_modules=[c_attn]")
     assert done.returncode == 2, done.stderr
-    assert "lora, trainer: peft or trl refuses them:" in done.stderr
+    assert "check `target modules` fails: lora: peft refuses it for this base:" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -51,18 +51,6 @@ SETTINGS: dict[str, tuple[list[str], str, str, str]] = {
         "they differ",
     ),
     "a head that is tied": (["lora.target_modules=[q_proj, lm_head]"], "tied embeddings", "FAIL", "lm_head adapted"),
-    "a copy of a tied embedding": (
-        ["lora.modules_to_save=[embed_tokens]"],
-        "tied embeddings",
-        "FAIL",
-        "model.embed_tokens adapted",
-    ),
-    "a tie that is kept": (
-        ["lora.modules_to_save=[embed_tokens]", "lora.ensure_weight_tying=true"],
-        "tied embeddings",
-        "PASS",
-        "embed_tokens adapted",
-    ),
 }
 
 

@@ -152,7 +152,7 @@ def test_a_held_out_row_on_which_the_beginning_was_trained_fails(line, tmp_path)
     groups = {one.group for one in known}
     assert failed["name"] == "begun from"
     assert set(failed["rows"]) >= {one.id for one in line.dataset.rows("gate") if one.group in groups}
-    with pytest.raises(UserError, match="check `begun from` fails for"):
+    with pytest.raises(UserError, match="check `begun from` fails: "):
         refuse_failed(result, tmp_path / "check.json", line.dataset)
 
 

@@ -178,9 +178,13 @@ def test_a_repair_of_four_bits_is_published_for_the_unquantised_base(
     errors: dict[tuple[str, int], float] = {}
     monkeypatch.setattr(evaluation, "replay", lambda *arguments: {})
     judged_on: list[bool] = []
-    monkeypatch.setattr(
-        Arena, "run", lambda self, model, *a, **kw: judged_on.append(hasattr(model, "quantization_method"))
-    )
+
+    def judge(self: Arena, model: Any, way: Any, split: Any, out: Path, **kw: Any) -> None:
+        judged_on.append(hasattr(model, "quantization_method"))
+        out.mkdir(exist_ok=True)
+        (out / "adapter.jsonl").write_text('{"id": "a", "ended": true}\n')
+
+    monkeypatch.setattr(Arena, "run", judge)
     for name, rank in (("loftq", 64), ("loftq", 128), ("qlora", 64)):
         settings = LOFTQ if name == "loftq" else {"quantization": "nf4"}
         line = opened(settings | {"lora.r": str(rank)})

@@ -145,7 +145,7 @@ def test_tokens_are_counted_as_the_rows_hold_them(line: Line, tmp_path: Path) ->
         if not own_loss:
             trainer._own_loss = False
             trainer.data_collator = trl_collator()
-        for members in trainer._passes():
+        for members in trainer.passes():
             batch = trainer.data_collator([trainer.train_dataset[row] for row in members])
             trainer.model.train()
             trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))

@@ -69,15 +69,15 @@ def _masked(model: Any, levels: Any, targets: torch.Tensor) -> torch.Tensor:
 
 def cast_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As trl does with the adapters of a quantised base."""
-    real = AdapterTrainer.__init__
+    real = AdapterTrainer.train
 
-    def narrowing(self: AdapterTrainer, *args: Any, **options: Any) -> None:
-        real(self, *args, **options)
+    def narrowing(self: AdapterTrainer, *args: Any, **options: Any) -> Any:
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
+        return real(self, *args, **options)
 
-    monkeypatch.setattr(AdapterTrainer, "__init__", narrowing)
+    monkeypatch.setattr(AdapterTrainer, "train", narrowing)
 
 
 def let_rows_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def effect_kept(
     Divergence is Kullback and Leibler's, in nats a token, from the adapter's distribution.
     """
     whole, left = divergence(adapter, base), divergence(adapter, merged)
-    kept = 1 - left / whole if whole > 0 else 0.0
+    kept = max(0.0, 1 - left / whole) if whole > 0 else 0.0
     pairs = [(a.argmax(-1) == m.argmax(-1)) for a, m in zip(adapter, merged, strict=True)]
     agree = float(torch.cat(pairs).float().mean())
     told = f"{kept:.2%} of the adapter's effect ({whole:.2e} nats a token) kept, first choices agree in {agree:.2%}"

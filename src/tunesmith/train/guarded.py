@@ -170,8 +170,8 @@ class Guarded(Trainer):  # type: ignore[misc]
     def create_accelerator_and_postprocess(self) -> None:
         """Also on a CPU let FSDP2 be FSDP2: there accelerate drops its plugin without a word, and trains by DDP."""
         super().create_accelerator_and_postprocess()
-        if self.args.fsdp_plugin_args and getattr(self.accelerator.state, "fsdp_plugin", None) is None:
-            held = self.accelerator.state
+        held = self.accelerator.state
+        if self.args.fsdp_plugin_args and held.distributed_type != DistributedType.FSDP:
             held.distributed_type = DistributedType.FSDP
             held.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True

@@ -39,13 +39,20 @@ class Witness(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: Guarded, dev: Sequence[Any], tolerance: float) -> None:
         self.trainer = trainer
         self.tolerance = tolerance
-        # A base that is to be cut among GPUs lies on the CPU still, where it would be read for hours.
-        waits = trainer.is_cut and torch.cuda.is_available()
-        self.slices = {} if waits else {"train": _spread(trainer.learned_from), "dev": _spread(dev)}
-        self.before = {name: trainer.losses(rows) for name, rows in self.slices.items()}
+        self.slices = {"train": _spread(trainer.learned_from), "dev": _spread(dev)}
+        # What is cut among processes can only be read once it is: at the beginning, where the run has one.
+        self.before = {} if trainer.is_cut else self._losses()
         self.late: dict[str, torch.Tensor] = {}
         self.late_from = 0
         self.last: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the losses before training where that had to wait."""
+        if self.trainer.is_cut and state.global_step == 0:
+            self.before = self._losses()
+
+    def _losses(self) -> dict[str, list[float]]:
+        return {name: self.trainer.losses(rows) for name, rows in self.slices.items()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the weights once, late in the run, with at least one step to come."""
@@ -119,6 +126,9 @@ class Witness(TrainerCallback):  # type: ignore[misc]
     def _shares(self, now: dict[str, torch.Tensor]) -> dict[str, float]:
         """The part of the weights of each kind that moved late; lora_B alone always does, from zero."""
         moved, all_of = Counter[str](), Counter[str]()
+        if self.late_from == self.trainer.state.global_step:
+            # Training was stopped in the step at which it was to be looked at.
+            return {}
         for name, before in self.late.items():
             kind = next((part for part in name.split(".") if part.startswith("lora_")), "the others")
             moved[kind] += int((now[name] != before).sum())
@@ -139,8 +149,8 @@ class Witness(TrainerCallback):  # type: ignore[misc]
     def _learned(self) -> list[Finding]:
         """Whether the rows' loss fell by more than it differs between rows; of dev rows that is not asked."""
         found = []
-        for name, rows in self.slices.items():
-            before, after = self.before[name], self.trainer.losses(rows)
+        for name, before in self.before.items():
+            after = self.trainer.losses(self.slices[name])
             if len(before) < 2:
                 continue
             fell = fmean(before) - fmean(after)
