@@ -32,7 +32,8 @@ def bar(label: str, total: int) -> Iterator[Bar]:
     """Show a bar while the block runs; off a terminal, one line at its end. Without a label none is shown."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        # What is written beside it is cut on a narrow terminal before the bar is.
+        BarColumn(bar_width=max(8, min(28, stderr.width - 88))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

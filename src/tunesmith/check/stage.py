@@ -186,7 +186,7 @@ def examine_model(
             f"{'one matrix' if modules.tied else 'two'}",
             "leave them out of lora.target_modules and lora.modules_to_save, or set lora.ensure_weight_tying: true",
         ),
-        seen("settings", (26,), True, "each key is known and read", f"{keys} values, none unknown to who reads them"),
+        seen("settings", (26,), True, "each key is known and read", f"{keys} values, each known to what reads it"),
         seen(
             "batch size",
             (29,),
