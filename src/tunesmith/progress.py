@@ -32,7 +32,7 @@ def bar(label: str, total: int) -> Iterator[Bar]:
     """Show a bar while the block runs; off a terminal, one line at its end. Without a label none is shown."""
     columns = (
         TextColumn("{task.description}"),
-        # What is written beside it is cut on a narrow terminal before the bar is.
+        # On a narrow terminal the bar gives way to what stands beside it.
         BarColumn(bar_width=max(8, min(28, stderr.width - 88))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
