@@ -142,7 +142,7 @@ def end_token_masked_by_id(shop: Shop) -> Outcome:
         return masking
 
     shop.plant("tunesmith.train.trainer.Collator.__call__", make)
-    return refused(shop("train", "smoke", sets=SHORT), "loss tokens, its rows hold")
+    return refused(shop("train", "smoke", sets=SHORT), "`batches as trained` fails")
 
 
 def two_bos(shop: Shop) -> Outcome:
@@ -219,7 +219,7 @@ def keys_renamed(shop: Shop) -> Outcome:
         finished() / "adapter",
         lambda held: {name.replace("base_model.model.", "module."): tensor for name, tensor in held.items()},
     )
-    return refused(shop("evaluate", "smoke"), "its tensors do not fit the base")
+    return refused(shop("evaluate", "smoke"), "not declared by adapter_config.json")
 
 
 def adapter_in_bfloat16(shop: Shop) -> Outcome:
@@ -252,7 +252,7 @@ def merged_into_4_bits(shop: Shop) -> Outcome:
 
 
 def rounded_away(shop: Shop) -> Outcome:
-    """a bfloat16 base, its trained adapter made faint, and the manifest agrees"""
+    """a bfloat16 base, its trained adapter made faint, and manifest and record agree"""
     from transformers import AutoModelForCausalLM
 
     base = base_copy("narrow")
@@ -265,6 +265,7 @@ def rounded_away(shop: Shop) -> Outcome:
         run / "adapter",
         lambda held: {name: tensor * (1e-3 if "lora_B" in name else 1) for name, tensor in held.items()},
     )
+    mend_record(run, "train")
     ended = shop("evaluate", "smoke", "--base", "./narrow", "--runs", "narrow-runs", sets=sets)
     return refused(ended, "`adapter not erased` fails")
 
@@ -446,7 +447,7 @@ def arms_with_two_prompts(shop: Shop) -> Outcome:
 
 
 def adapter_on_another_base(shop: Shop) -> Outcome:
-    """the same adapter, laid into a run on the other base"""
+    """the same adapter, laid into a run on the other base, and nobody asks whether training wrote it"""
     import runpy
 
     runpy.run_path("scripts/make_tiny_base.py")["make"](Path("other"), seed=1)
@@ -455,6 +456,7 @@ def adapter_on_another_base(shop: Shop) -> Outcome:
     assert not ended.code, ended.said
     (run,) = Path("other-runs").glob("smoke-*")
     shutil.copytree(finished() / "adapter", run / "adapter")
+    shop.plant("tunesmith.line.Line._refuse_changed_adapter", lambda real: lambda line: None)
     return refused(shop("evaluate", *options, sets=ZERO_SHOT_ONLY), "was trained on another base")
 
 

@@ -42,7 +42,7 @@ from tunesmith.train.skips import Skips
 from tunesmith.train.stops import polite_stops
 from tunesmith.train.tracking import Trackers
 from tunesmith.train.watch import Watch, plot_loss
-from tunesmith.train.witness import Witness, order_digest
+from tunesmith.train.witness import Witness
 
 
 def train(
@@ -107,6 +107,8 @@ def train(
         trainer.checkpoints = checkpoints
         checkpoint, drifted = team.lead(lambda: where_to_begin(checkpoints, resumption))
         witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
+        found = [how_it_began(checkpoint, drifted), *witness.beforehand()]
+        findings.refuse(found, "train", Diverged)
         looks, saver = DevLooks(watch, dev, trainer, score_dev), Saver(trainer, recipe.checkpoints, stop)
         for callback in (probe, trackers, watch, Skips(trainer), witness, looks, saver):
             if callback is not None:
@@ -125,7 +127,7 @@ def train(
                 state.put(trainer.model, trainer.choice.weights, "the best look at dev")
                 best, last = trainer.choice.chosen["step"], trainer.state.global_step
                 say(f"  the adapter is that of step {best} of {last}, the best on dev")
-            found = witness.findings(how_it_began(checkpoint, drifted))
+            found += witness.afterwards()
             findings.write(out, "train", found)
             findings.refuse(found, "train", Diverged)
             if trainer.start is not None:
@@ -146,7 +148,7 @@ def train(
                 "prompt_digest": prompt_digest,
                 "recipe_digest": sha256_json(recipe.as_dict()),
                 "train_digest": dataset.digest("train"),
-                "order_digest": order_digest(trainer),
+                "order_digest": witness.order,
                 "drift": drifted,
                 "choice": trainer.choice.as_dict(),
             }

@@ -42,6 +42,8 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         self.slices = {"train": _spread(trainer.learned_from), "dev": _spread(dev)}
         # What is cut among processes can only be read once it is: at the beginning, where the run has one.
         self.before = {} if trainer.is_cut else self._losses()
+        self.order = order_digest(trainer)
+        """Taken now: the sampler stands at the first epoch."""
         self.late: dict[str, torch.Tensor] = {}
         self.late_from = 0
         self.last: dict[str, torch.Tensor] = {}
@@ -63,12 +65,15 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         """Remember the weights that the last step left, whichever step's are published."""
         self.last = _weights(self.trainer)
 
-    def findings(self, resumed: Finding) -> list[Finding]:
-        """What was seen, at the end of training; `resumed` is what the beginning had to say."""
-        looked = [self._batches(), self._order(), self._moved(), *self._learned(), self._skipped(), resumed]
-        if isinstance(self.trainer, AdapterTrainer):
-            looked += [self._apart(self.trainer), self._weighed(self.trainer)]
-        return looked
+    def beforehand(self) -> list[Finding]:
+        """What can be seen before the first step: of all batches of the first epoch, and of one pass."""
+        looked = [self._batches(), self._order()]
+        return [*looked, self._apart(self.trainer)] if isinstance(self.trainer, AdapterTrainer) else looked
+
+    def afterwards(self) -> list[Finding]:
+        """What was seen, at the end of training."""
+        looked = [self._moved(), *self._learned(), self._skipped()]
+        return [*looked, self._weighed(self.trainer)] if isinstance(self.trainer, AdapterTrainer) else looked
 
     def _batches(self) -> Finding:
         """Whether what the collator hands to the model carries loss where the rows do, end tokens included."""
@@ -178,7 +183,7 @@ class Witness(TrainerCallback):  # type: ignore[misc]
             (19,),
             True,
             "the seed alone fixes which rows make a step",
-            f"order {order_digest(self.trainer)[:12]} of the first {ORDERED} steps",
+            f"order {self.order[:12]} of the first {ORDERED} steps",
         )
 
 
