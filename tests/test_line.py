@@ -172,7 +172,8 @@ def test_the_same_command_elsewhere_gives_the_same_adapter_and_verdict(finished:
     assert verdict_of(other) == verdict_of(finished)
 
 
-KILLED_AT = ["check", "baseline", "train", "merge", "evaluate", "gate", "export"]
+# Training, the merge and the export are killed in tests/faults, at every seam.
+KILLED_AT = ["check", "baseline", "evaluate", "gate"]
 
 
 def test_a_killed_run_goes_on_to_the_same_verdict(finished: Path, tmp_path: Path) -> None:
