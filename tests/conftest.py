@@ -18,6 +18,15 @@ os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 REPOSITORY = Path(__file__).parent.parent
 
 
+# The files that take longest, first: a file is one process's, and none should begin with minutes of work as the last.
+LONGEST = ["test_line.py", "test_faults.py", "test_processes.py", "test_cli.py", "test_methods.py", "test_dev.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout under test."""
