@@ -81,6 +81,12 @@ class InOrder(AdapterTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(self.rows)
 
+    def rows_of_step(self, step: int) -> list[int]:
+        """The next rows."""
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        start = step % self.steps_per_epoch * size
+        return list(range(start, min(start + size, len(self.rows))))
+
 
 def peak_gib() -> float:
     """Most memory that this process has held: of the GPU if there is one, else resident."""
