@@ -89,6 +89,17 @@ class Base:
         """Load the weights, with `quantization="nf4"` in 4 bits (QLoRA, arXiv:2305.14314)."""
         return load_model(self.directory, dtype=dtype, quantization=quantization, device=device)
 
+    def hollow(self) -> "PreTrainedModel":
+        """The model with its shapes and without its weights, on the device `meta`."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(self.directory, local_files_only=True)
+        with quiet(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            model.tie_weights()
+        return model
+
     def context(self) -> int:
         """The most tokens that the base was made for, prompt and answer together."""
         config = read_json(self.directory / "config.json")

@@ -59,10 +59,10 @@ FAULTS: dict[int, Fault] = {
     23: Fault("noise is taken for progress", "gate"),
     24: Fault("a row's text spells control tokens", "check"),
     25: Fault("a held-out row is answered twice, or not at all", "gate"),
-    26: Fault("a setting is read by nobody", "check"),
+    26: Fault("a setting is read by nobody", "train"),
     27: Fault("arms are compared over different prompts or settings", "gate"),
     28: Fault("the adapter meets another base than it was trained on", "evaluate"),
-    29: Fault("after an out-of-memory, training begins again with weights half trained", "check"),
+    29: Fault("after an out-of-memory, training begins again with weights half trained", "train"),
     30: Fault("a loss scale skips steps unseen", "train"),
 }
 """By number, as the table prints them."""

@@ -91,6 +91,15 @@ def init_of(lora: Mapping[str, Any]) -> Init:
     return INITS[init_name(lora) or "default"]
 
 
+# What decides how weights begin, and needs weights or rows to do so; which modules are adapted does not depend on it.
+BEGINNINGS = re.compile(r"init_lora_weights|(eva|loftq|corda|lora_ga|kasa)_config")
+
+
+def without_beginning(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """What puts an adapter of the same shapes on a base that has no weights."""
+    return {key: value for key, value in lora.items() if not BEGINNINGS.fullmatch(key)}
+
+
 def method_problems(recipe: Mapping[str, Any]) -> list[Problem]:
     """What of a recipe's values asks for a method that would not work, or for two that do not go together."""
     lora = recipe.get("lora")

@@ -49,8 +49,6 @@ ABOUT_THE_MODEL = [
     "target modules",
     "even layers",
     "tied embeddings",
-    "settings",
-    "batch size",
 ]
 
 

@@ -12,6 +12,9 @@ from tunesmith.files import read_json
 from tunesmith.findings import table
 from tunesmith.line import Line
 from tunesmith.prompt import IGNORE
+from tunesmith.train import opening, stage
+from tunesmith.train.opening import sft_config
+from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.trainer import AdapterTrainer, Collator
 
 SHORT = [
@@ -42,7 +45,7 @@ def test_a_sound_run_passes_and_says_what_was_looked_at(project: Path) -> None:
     manifest = read_json(line.run.path("adapter/manifest.json"))
     assert found["order of rows"]["evidence"].split()[1] == manifest["order_digest"][:12]
     held = {fault["number"] for fault in table(line.run.directory) if fault["status"] == "PASS"}
-    assert held >= {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14, 17, 18, 19, 22, 24}
+    assert held >= {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14, 17, 18, 19, 22, 24, 26, 29}
 
 
 def mask_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +89,26 @@ def let_rows_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdapterTrainer, "error", lambda self: next(errors, 0.7))
 
 
+def order_by_whoever_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a sampler does that has no generator of its own."""
+
+    def drawn(self: FamilySampler) -> list[list[int]]:
+        return [part.tolist() for part in torch.randperm(len(self.lengths)).split(self.batch)]
+
+    monkeypatch.setattr(FamilySampler, "batches", drawn)
+
+
+def find_a_batch_by_running_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As upstream's key of that name does."""
+    monkeypatch.setattr(opening, "sft_config", lambda *args: holding(sft_config(*args), auto_find_batch_size=True))
+
+
+def holding(config: Any, **values: Any) -> Any:
+    for key, value in values.items():
+        setattr(config, key, value)
+    return config
+
+
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings are the fault."""
 
@@ -93,6 +116,8 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 FAULTS = {
     "an end token masked by its id": (mask_the_end, [], "`batches as trained` fails"),
     "rows that see each other": (let_rows_see_each_other, [], "`rows apart` fails"),
+    "an order that anybody changes": (order_by_whoever_draws, [], "`order of rows` fails"),
+    "a batch found by running out of memory": (find_a_batch_by_running_out, [], "`batch size` fails"),
     "an adapter in bfloat16": (cast_to_bfloat16, [], "`late updates arrive` fails: in torch.bfloat16"),
     "updates that round to nothing": (nothing, ["trainer.learning_rate=1e-12"], "there moved 0.0% of lora_A"),
     "a learning rate of nothing": (nothing, ["trainer.learning_rate=1e-12"], "`train loss falls` fails"),
@@ -108,6 +133,21 @@ def test_a_planted_fault_is_named_and_nothing_is_published(
         trained(sets)
     assert says in refused.value.text
     assert not list(project.glob("runs/*/adapter"))
+
+
+@pytest.mark.parametrize(
+    ("where", "config", "section", "key"),
+    [(opening, "sft_config", "trainer", "weight_decay"), (stage, "lora_config", "lora", "lora_dropout")],
+)
+def test_a_value_that_upstream_changes_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch, where: Any, config: str, section: str, key: str
+) -> None:
+    real = getattr(where, config)
+    monkeypatch.setattr(where, config, lambda *args: holding(real(*args), **{key: 0.5}))
+    line = trained([f"{section}.{key}=0.25"])
+    found = {one["name"]: one for one in read_json(line.run.path("train-check.json"))["checks"]}
+    assert found["settings"]["status"] == "WARN"
+    assert found["settings"]["evidence"] == f"{section}.{key}: 0.25, held 0.5"
 
 
 @pytest.mark.parametrize("counted", [None, 3])

@@ -5,11 +5,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.bases import Base, quiet
+from tunesmith.bases import Base
 from tunesmith.errors import UserError
-
-# What decides how weights begin, and needs weights or rows to do so; which modules are adapted does not depend on it.
-BEGINNINGS = re.compile(r"init_lora_weights|(eva|loftq|corda|lora_ga|kasa)_config")
+from tunesmith.methods import without_beginning
 
 
 @dataclass(frozen=True)
@@ -50,26 +48,23 @@ def adapted_modules(base: Base, lora: dict[str, Any]) -> Modules:
     Raises:
         UserError: peft refuses the settings for this base.
     """
-    import torch
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(base.directory, local_files_only=True)
-    with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(config)
+    model = base.hollow()
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     names = {name: id(module) for name, module in model.named_modules()}
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    plain = {key: value for key, value in lora.items() if not BEGINNINGS.fullmatch(key)}
     try:
         with warnings.catch_warnings():
             # What peft warns of here is what the check says.
             warnings.simplefilter("ignore")
-            adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **plain), low_cpu_mem_usage=True)
+            asked = LoraConfig(task_type="CAUSAL_LM", **without_beginning(lora))
+            adapted = get_peft_model(model, asked, low_cpu_mem_usage=True)
     except (TypeError, ValueError) as error:
         raise UserError(f"lora: peft refuses it for this base: {str(error).splitlines()[0]}") from None
-    layers = int(config.get_text_config().num_hidden_layers)
+    text = model.config.get_text_config()
+    layers = int(text.num_hidden_layers)
     by_layer: dict[int, set[str]] = {layer: set() for layer in range(layers)}
     changed = []
     for name, module in adapted.get_base_model().named_modules():
@@ -85,7 +80,7 @@ def adapted_modules(base: Base, lora: dict[str, Any]) -> Modules:
     return Modules(
         {layer: frozenset(found) for layer, found in by_layer.items()},
         sorted(changed),
-        bool(config.get_text_config().tie_word_embeddings),
+        bool(text.tie_word_embeddings),
         vocabulary,
         trained,
         every - trained,

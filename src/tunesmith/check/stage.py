@@ -18,11 +18,9 @@ from tunesmith.findings import Finding, seen
 from tunesmith.progress import say
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe, Recipe
-from tunesmith.reserved import RESERVED
 from tunesmith.rows import Dataset, Row, Split
 from tunesmith.schema import read_schema
 from tunesmith.tokens import key_of, rejected_file, write_tokens
-from tunesmith.yaml_source import leaves
 
 SHOWN_IDS = 5
 HELD_OUT: tuple[Split, ...] = ("dev", "gate", "confirm")
@@ -140,7 +138,6 @@ def examine_model(
     loose = modules.tied and bool(modules.embeddings) and not recipe.lora.get("ensure_weight_tying")
     unknown = checks.unknown_tokens(modules.vocabulary)(rendering.checked)
     own = "" if all(row.messages[0].role == "system" for row in rows) else renderer.own_system()
-    keys = sum(1 for _ in leaves(recipe.as_dict()))
     return [
         about_rows(
             "vocabulary",
@@ -185,14 +182,6 @@ def examine_model(
             f"{', '.join(modules.embeddings) or 'no embedding'} adapted, embedding and head are "
             f"{'one matrix' if modules.tied else 'two'}",
             "leave them out of lora.target_modules and lora.modules_to_save, or set lora.ensure_weight_tying: true",
-        ),
-        seen("settings", (26,), True, "each key is known and read", f"{keys} values, each known to what reads it"),
-        seen(
-            "batch size",
-            (29,),
-            "auto_find_batch_size" in RESERVED["trainer"],
-            "no batch is found by running out of memory",
-            "auto_find_batch_size is refused; out of memory ends the run",
         ),
     ]
 

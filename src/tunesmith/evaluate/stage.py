@@ -140,9 +140,10 @@ def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:
         seen(
             "the base of the adapter",
             (28,),
-            True,
+            manifest["base"]["digest"] == arena.base.digest,
             "the adapter stands on the base that it was trained on",
-            f"{arena.base.name}, {arena.base.digest[:12]}, by the digest of its files",
+            f"trained on {manifest['base']['digest'][:12]}, stands on {arena.base.name}, {arena.base.digest[:12]}",
+            "train on this base, or name the other one",
         ),
         padding(attached, arena),
         answers_end(arena, out / "arms" / "adapter.jsonl"),

@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from tunesmith.adapters import leading, refuse_asleep
 from tunesmith.errors import Diverged
-from tunesmith.prompt import Rendered
+from tunesmith.prompt import IGNORE, Rendered
 from tunesmith.team import Team
 from tunesmith.train import state
 from tunesmith.train.checkpoints import Checkpoints
@@ -140,7 +140,9 @@ class Guarded(Trainer):  # type: ignore[misc]
 
     def collated(self, rows: Sequence[Any]) -> list[int]:
         """The tokens of a pass that carry loss as the model gets them."""
-        raise NotImplementedError
+        labels = self.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])["labels"]
+        found: list[int] = labels[labels != IGNORE].tolist()
+        return found
 
     def passes(self) -> list[list[int]]:
         """The rows of each pass of the first epoch, by their place among all rows."""

@@ -14,6 +14,7 @@ from trl import DPOConfig, SFTConfig
 from tunesmith import adapters, hardware, preferences
 from tunesmith.bases import Base
 from tunesmith.errors import UserError
+from tunesmith.findings import Finding, seen
 from tunesmith.hardware import Profile
 from tunesmith.methods import init_name
 from tunesmith.progress import say
@@ -21,6 +22,7 @@ from tunesmith.prompt import Rendered, common_prefix
 from tunesmith.recipe import Recipe
 from tunesmith.team import here
 from tunesmith.tokens import Pair
+from tunesmith.train.guarded import Guarded
 from tunesmith.train.loss import row_nll
 from tunesmith.train.pairs import PreferenceTrainer
 from tunesmith.train.start import begin, look_before
@@ -180,6 +182,47 @@ def say_choices(profile: Profile, trainer: AdapterTrainer | PreferenceTrainer) -
         f"  {work.rows} tokens an epoch; with padding {work.apart}, with shared beginnings {work.computed}: "
         f"{work.saved:.0%} less to compute"
     )
+
+
+def as_asked(recipe: Recipe, trainer: Guarded) -> list[Finding]:
+    """Whether what trains holds the recipe's values: upstream may take a key and go on with another value."""
+    ours = {"per_device_train_batch_size", "gradient_accumulation_steps", "report_to"}
+    asked = {f"trainer.{key}": value for key, value in recipe.trainer_keys.items() if key not in ours}
+    held = {f"trainer.{key}": getattr(trainer.args, key) for key in recipe.trainer_keys}
+    if recipe.trainer.get("kind") != "dpo":
+        # What the adapter of a preference run looks like is the one's that it begins from. Patterns of names peft
+        # resolves to names, and a first weight that `start` computes stands in no configuration.
+        plain = {key: value for key, value in recipe.lora.items() if isinstance(value, (bool, int, float))}
+        plain.pop("init_lora_weights", None)
+        asked |= {f"lora.{key}": value for key, value in plain.items()}
+        held |= {f"lora.{key}": getattr(trainer.model.peft_config["default"], key) for key in plain}
+    other = [f"{key}: {value!r}, held {held[key]!r}" for key, value in asked.items() if not _is(value, held[key])]
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * here().size
+    return [
+        seen(
+            "settings",
+            (26,),
+            not other,
+            "what trains holds the recipe's values",
+            "; ".join(other) or f"{len(asked)} values, each as the recipe states it",
+            "upstream took another value than was asked for: state one that it holds",
+            grave=False,
+        ),
+        seen(
+            "batch size",
+            (29,),
+            not args.auto_find_batch_size,
+            "no batch is found by running out of memory",
+            f"{batch} rows a step, fixed; out of memory ends the run",
+            "the installed trl and transformers do not fit: install constraints.txt",
+        ),
+    ]
+
+
+def _is(asked: Any, held: Any) -> bool:
+    """Whether a value is the recipe's; upstream makes lists of some."""
+    return bool(held == asked or held == [asked])
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

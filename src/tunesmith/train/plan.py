@@ -5,24 +5,23 @@ so what is counted is what will be trained. The formula is checked against a mea
 """
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from tunesmith import hardware
-from tunesmith.bases import Base, quiet
+from tunesmith.bases import Base
 from tunesmith.errors import EnvironmentFault
 from tunesmith.hardware import GIB, Hardware, Profile
+from tunesmith.methods import without_beginning
 from tunesmith.prompt import Rendered
 from tunesmith.recipe import Recipe
 from tunesmith.team import here
 from tunesmith.train.loss import MAX_LOGITS
-from tunesmith.train.opening import choose_profile, lora_config
+from tunesmith.train.opening import choose_profile
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.tree import Limits, limits_for
 from tunesmith.train.work import Pass, Work, work_of
@@ -57,22 +56,16 @@ class Anatomy:
 
 def anatomy(base: Base, recipe: Recipe) -> Anatomy:
     """The sizes of a base with the recipe's adapter, without loading a weight."""
-    from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from peft import LoraConfig, get_peft_model
 
-    config = AutoConfig.from_pretrained(base.directory, local_files_only=True)
-    lora = copy(lora_config(recipe))
-    # Initial weights that are computed from the base's own have nothing to be computed from here.
-    lora.init_lora_weights = True
-    with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()
-        head = model.get_output_embeddings()
-        every = sum(p.numel() for p in model.parameters())
-        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
-        adapted = get_peft_model(model, lora)
-        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    text = config.get_text_config()
+    model = base.hollow()
+    head = model.get_output_embeddings()
+    every = sum(p.numel() for p in model.parameters())
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    text = model.config.get_text_config()
+    lora = LoraConfig(task_type="CAUSAL_LM", **without_beginning(recipe.lora))
+    adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     experts = getattr(text, "num_experts_per_tok", None) or 1
     within = getattr(text, "moe_intermediate_size", None) if experts > 1 else None
     return Anatomy(

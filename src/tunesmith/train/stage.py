@@ -32,7 +32,7 @@ from tunesmith.train.choice import Choice
 from tunesmith.train.dev import DevLooks, ScoreDev
 from tunesmith.train.guarded import Guarded
 from tunesmith.train.lock import write_lock
-from tunesmith.train.opening import TOLERANCE, fitting_trainer, lora_config, preference_trainer, say_choices
+from tunesmith.train.opening import TOLERANCE, as_asked, fitting_trainer, lora_config, preference_trainer, say_choices
 from tunesmith.train.page import PAGE, RunPage
 from tunesmith.train.plan import Plan, anatomy, plan, refuse
 from tunesmith.train.probe import Probe
@@ -107,7 +107,7 @@ def train(
         trainer.checkpoints = checkpoints
         checkpoint, drifted = team.lead(lambda: where_to_begin(checkpoints, resumption))
         witness = Witness(trainer, dev, TOLERANCE[profile.dtype])
-        found = [how_it_began(checkpoint, drifted), *witness.beforehand()]
+        found = [how_it_began(checkpoint, drifted), *as_asked(recipe, trainer), *witness.beforehand()]
         findings.refuse(found, "train", Diverged)
         looks, saver = DevLooks(watch, dev, trainer, score_dev), Saver(trainer, recipe.checkpoints, stop)
         for callback in (probe, trackers, watch, Skips(trainer), witness, looks, saver):

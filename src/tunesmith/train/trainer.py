@@ -203,12 +203,6 @@ class AdapterTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
             self._weigh(num_items_in_batch)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def collated(self, rows: Sequence[Rendered]) -> list[int]:
-        """The tokens of a pass that carry loss as the model gets them."""
-        labels = self.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])["labels"]
-        found: list[int] = labels[labels != IGNORE].tolist()
-        return found
-
 
 def _rendered(row: dict[str, Any]) -> Rendered:
     """A row of `features` as it was: its labels begin with those of the prompt."""

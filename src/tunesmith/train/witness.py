@@ -180,12 +180,16 @@ class Witness(TrainerCallback):  # type: ignore[misc]
         return found
 
     def _order(self) -> Finding:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.trainer.args.seed + 1)
+            again = order_digest(self.trainer)
         return seen(
             "order of rows",
             (19,),
-            True,
-            "the seed alone fixes which rows make a step",
-            f"order {self.order[:12]} of the first {ORDERED} steps",
+            again == self.order,
+            "the seed alone fixes which rows make a step, whatever else draws random numbers",
+            f"order {self.order[:12]} of the first {ORDERED} steps; {again[:12]} after other random numbers",
+            "the sampler draws from the random numbers that all share; give it a generator of its own",
         )
 
 
