@@ -21,20 +21,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from llama_shapes import SHAPES, llama
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tunesmith import hardware
 from tunesmith.files import read_json, read_jsonl, write_json
 from tunesmith.runs import versions
 
 ROOT = Path(__file__).parent.parent
-# Hidden and feed-forward width, layers, heads, key and value heads, vocabulary.
-SHAPES = {
-    "tiny": (128, 256, 2, 4, 2, 512),
-    "llama-1b": (2048, 8192, 16, 32, 8, 128256),
-    "llama-8b": (4096, 14336, 32, 32, 8, 128256),
-}
 STEPS = 50
 HALF = STEPS // 2
 
@@ -43,20 +37,7 @@ def make_base(directory: Path, shape: str, dtype: torch.dtype, device: str) -> i
     """Write a base of random weights with the tiny base's tokenizer; returns how many weights it has."""
     tiny = directory.with_name("tiny-base")
     subprocess.run([sys.executable, str(ROOT / "scripts" / "make_tiny_base.py"), "--out", str(tiny)], check=True)
-    hidden, mlp, layers, heads, kv_heads, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=hidden < 4096,
-        max_position_embeddings=8192,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = llama(shape, dtype, device)
     model.save_pretrained(directory)
     for path in tiny.iterdir():
         if path.name not in {"config.json", "model.safetensors", "manifest.json"}:

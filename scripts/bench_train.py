@@ -31,8 +31,9 @@ from tunesmith.line import Line, quiet_libraries
 quiet_libraries()
 
 import torch  # noqa: E402 - after the environment is set
+from llama_shapes import SHAPES, llama  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, TrainerCallback  # noqa: E402
+from transformers import PrinterCallback, TrainerCallback  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from tunesmith import hardware  # noqa: E402
@@ -46,12 +47,6 @@ from tunesmith.train.trainer import AdapterTrainer, features  # noqa: E402
 from tunesmith.train.tree import limits_for, shareable  # noqa: E402
 
 WAYS = ("default", "tuned", "ours")
-# Widths of published models; the weights are random.
-SHAPES = {
-    "llama-0.5b": (896, 4864, 24, 14, 2, 151936),
-    "llama-1b": (2048, 8192, 16, 32, 8, 128256),
-    "llama-8b": (4096, 14336, 32, 32, 8, 128256),
-}
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
@@ -129,20 +124,7 @@ class Bench:
         dtype = self.profile().torch_dtype
         if not self.options.shape:
             return self.line.base.model(dtype=dtype)
-        hidden, mlp, layers, heads, kv_heads, vocabulary = SHAPES[self.options.shape]
-        config = LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=mlp,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            vocab_size=vocabulary,
-            tie_word_embeddings=hidden < 4096,
-            max_position_embeddings=8192,
-        )
-        torch.manual_seed(0)
-        with torch.device(self.found.device):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return llama(self.options.shape, dtype, self.found.device)
 
     def profile(self) -> hardware.Profile:
         """What the toolkit picks here, with the whole batch in one pass and no checkpointing for all ways alike."""
