@@ -1,0 +1,5 @@
+"""`python -m tunesmith`: the command line, where the script is not on the path."""
+
+from tunesmith.cli import main
+
+main()
