@@ -16,6 +16,7 @@ from tunesmith.files import read_jsonl
 from tunesmith.line import Line
 from tunesmith.runs import Run
 from tunesmith.train.curves import MOST, Curve, round_ticks, thinned
+from tunesmith.train.pace import Pace
 from tunesmith.train.page import gathered
 from tunesmith.train.resume import Resumption
 from tunesmith.train.skips import Skips
@@ -62,7 +63,11 @@ def test_a_run_can_be_drawn_from_its_files(line: Line, tmp_path: Path, board: No
     for name in ("WANDB_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "https://nobody.invalid")
+    begun: list[float] = []
+    real = Pace.step_begins
+    monkeypatch.setattr(Pace, "step_begins", lambda self: begun.append(1) or real(self))
     run = trained(line, tmp_path / "smoke-0123", "trainer.report_to=tensorboard", "trainer.num_train_epochs=1")
+    assert len(begun) == 6, "the clock starts anew with each step: what lies between steps is no training"
     lines, pace = read_jsonl(run / "train.jsonl"), read_jsonl(run / "pace.jsonl")
     logged = [entry for entry in lines if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2, 4, 6]
