@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from tests.faults.conftest import SETTINGS, Workshop
-from tunesmith.errors import UserError
+from tunesmith.errors import EnvironmentFault, UserError
 from tunesmith.launch import asked, disagreements, start
 from tunesmith.prompt import Rendered
 from tunesmith.sections import LaunchSection
-from tunesmith.team import here
+from tunesmith.team import Team, here
 from tunesmith.train.sampler import FamilySampler
 from tunesmith.train.stops import ONE_SIGNAL, Stop
 
@@ -217,6 +217,21 @@ def test_processes_are_started_without_a_shell_and_end_with_their_code(capfd: py
     assert said.err.count("no such recipe") == 1
     assert said.out == ""
     assert not Path("told").exists()
+
+
+def test_what_the_first_process_fails_with_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(Team, "_from_first", lambda self, content: sent.append(content) or content)
+
+    def full() -> None:
+        raise EnvironmentFault("no space left")
+
+    with pytest.raises(EnvironmentFault):
+        Team(rank=0, size=2).lead(full)
+    monkeypatch.setattr(Team, "_from_first", lambda self, content: sent[0])
+    with pytest.raises(SystemExit) as ended:
+        Team(rank=1, size=2).lead(lambda: pytest.fail("only the first process does it"))
+    assert ended.value.code == EnvironmentFault.exit_code
 
 
 def test_a_launcher_that_was_told_otherwise_than_the_recipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
