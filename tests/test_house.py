@@ -52,7 +52,7 @@ NOUNS = {
     "yaml_source",
 }
 STAGES = {"check", "curate", "curve", "evaluate", "export", "gate", "train"}
-TOP = {"cli", "ending", "inputs", "line", "sizes"}
+TOP = {"cli", "__main__", "ending", "inputs", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420
