@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import Forks, Outcome
+
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -58,18 +60,32 @@ def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     return root
 
 
-Tunesmith = Callable[..., "subprocess.CompletedProcess[str]"]
+@pytest.fixture(scope="session")
+def server() -> Iterator[Forks]:
+    """The process that others are forked from."""
+    forks = Forks()
+    yield forks
+    forks.end()
+
+
+Tunesmith = Callable[..., Outcome]
 
 
 @pytest.fixture
-def tunesmith(project: Path) -> Tunesmith:
-    """Run the `tunesmith` command in the project, as a user would: in a process of its own."""
+def tunesmith(project: Path, server: Forks) -> Tunesmith:
+    """Run the `tunesmith` command in the project, in a fork that has imported torch already."""
 
-    def run(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "tunesmith.cli", *arguments]
-        return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    def run(*arguments: str) -> Outcome:
+        return server(*arguments, directory=project, environment=dict(os.environ))
 
     return run
+
+
+def as_a_user(directory: Path, *arguments: str) -> Outcome:
+    """Run the `tunesmith` command with nothing imported: dear, and for what forks cannot show."""
+    command = [sys.executable, "-m", "tunesmith.cli", *arguments]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(autouse=True)

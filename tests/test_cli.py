@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Tunesmith
+from tests.conftest import Tunesmith, as_a_user
 from tunesmith.errors import ExitCode
 
 COMMANDS = [
@@ -68,37 +68,36 @@ def test_a_typo_exits_2_with_where_what_and_what_to_do(tunesmith: Tunesmith, pro
     (project / "recipes" / "typo.yaml").write_text(text.replace("learning_rate:", "learning_rat:"))
     line = next(i for i, t in enumerate(text.splitlines(), start=1) if "learning_rate:" in t)
     done = tunesmith("run", "typo")
-    assert done.returncode == ExitCode.USER
-    assert (
-        f"recipes/typo.yaml:{line}: trainer.learning_rat: unknown key; did you mean `learning_rate`?\n" in done.stderr
-    )
-    assert "Traceback" not in done.stderr
+    assert done.code == ExitCode.USER
+    assert f"recipes/typo.yaml:{line}: trainer.learning_rat: unknown key; did you mean `learning_rate`?\n" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_wrong_type_exits_2(tunesmith: Tunesmith) -> None:
     done = tunesmith("recipe", "validate", "smoke", "--set", "lora.r=eight")
-    assert done.returncode == ExitCode.USER
-    assert done.stderr == "--set: lora.r: 'eight' is not int\n"
+    assert done.code == ExitCode.USER
+    assert done.err == "--set: lora.r: 'eight' is not int\n"
 
 
-def test_an_unknown_recipe_exits_2(tunesmith: Tunesmith) -> None:
-    done = tunesmith("run", "smoke-qlor")
-    assert done.returncode == ExitCode.USER
-    assert done.stderr == "smoke-qlor: no such recipe in recipes/; did you mean `smoke-qlora`?\n"
+def test_an_unknown_recipe_exits_2(project: Path) -> None:
+    """The command as a person starts it: exit code and streams are its own."""
+    done = as_a_user(project, "run", "smoke-qlor")
+    assert done.code == ExitCode.USER
+    assert done.err == "smoke-qlor: no such recipe in recipes/; did you mean `smoke-qlora`?\n"
 
 
 def test_a_missing_file_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     (project / "data" / "smoke" / "schema.json").unlink()
     done = tunesmith("run", "smoke")
-    assert done.returncode == ExitCode.USER
-    assert done.stderr == "recipes/smoke.yaml:11: data.schema: no such file 'data/smoke/schema.json'\n"
+    assert done.code == ExitCode.USER
+    assert done.err == "recipes/smoke.yaml:11: data.schema: no such file 'data/smoke/schema.json'\n"
 
 
 def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     """Curation would make the dataset anew, so the line is one of a dataset without a script: a user's own."""
     from tunesmith.files import read_json, sha256_file, write_json
 
-    assert tunesmith("curate", "smoke").returncode == 0
+    assert tunesmith("curate", "smoke").code == 0
     directory = project / "data" / "smoke"
     lines = (directory / "train.jsonl").read_text().splitlines()
     # Inside the text that is open at the fortieth character.
@@ -109,8 +108,8 @@ def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
     manifest["files"]["train.jsonl"]["sha256"] = sha256_file(directory / "train.jsonl")
     write_json(directory / "manifest.json", manifest)
     done = tunesmith("check", "smoke")
-    assert done.returncode == ExitCode.USER
-    assert done.stderr.splitlines()[-2:] == [
+    assert done.code == ExitCode.USER
+    assert done.err.splitlines()[-2:] == [
         f"data/smoke/train.jsonl:3: not JSON (Unterminated string starting at at column {column}); "
         "each line is one JSON object",
         "hint: a row is {id, group, messages, completion, rejected?, tools?, meta?}; fix the lines named",
@@ -118,43 +117,43 @@ def test_a_corrupt_line_exits_2(tunesmith: Tunesmith, project: Path) -> None:
 
 
 def test_a_changed_split_exits_2(tunesmith: Tunesmith, project: Path) -> None:
-    assert tunesmith("curate", "smoke").returncode == 0
+    assert tunesmith("curate", "smoke").code == 0
     path = project / "data" / "smoke" / "gate.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     done = tunesmith("check", "smoke")
-    assert done.returncode == ExitCode.USER
-    assert "data/smoke/gate.jsonl: differs from its manifest; splits are written once\n" in done.stderr
+    assert done.code == ExitCode.USER
+    assert "data/smoke/gate.jsonl: differs from its manifest; splits are written once\n" in done.err
 
 
 def test_a_row_that_is_too_long_exits_2(tunesmith: Tunesmith) -> None:
     done = tunesmith("run", "smoke", "--set", "data.max_tokens=94")
-    assert done.returncode == ExitCode.USER
-    assert "check `length` fails: " in done.stderr
-    assert "wanted: each row fits into data.max_tokens = 94" in done.stderr
-    assert "hint: all row ids are in runs/smoke-" in done.stderr
+    assert done.code == ExitCode.USER
+    assert "check `length` fails: " in done.err
+    assert "wanted: each row fits into data.max_tokens = 94" in done.err
+    assert "hint: all row ids are in runs/smoke-" in done.err
     again = tunesmith("run", "smoke", "--set", "data.max_tokens=94")
-    assert again.returncode == ExitCode.USER, "a failed check is not passed by asking twice"
+    assert again.code == ExitCode.USER, "a failed check is not passed by asking twice"
 
 
 def test_gate_before_evaluation_says_what_is_missing(tunesmith: Tunesmith) -> None:
-    assert tunesmith("curate", "smoke").returncode == 0
+    assert tunesmith("curate", "smoke").code == 0
     done = tunesmith("gate", "smoke")
-    assert done.returncode == ExitCode.USER
-    assert "selection.json: not there yet; `tunesmith baseline` makes it" in done.stderr
+    assert done.code == ExitCode.USER
+    assert "selection.json: not there yet; `tunesmith baseline` makes it" in done.err
 
 
 def test_a_value_that_upstream_refuses_is_the_users_fault(tunesmith: Tunesmith) -> None:
-    assert tunesmith("curate", "smoke").returncode == 0
+    assert tunesmith("curate", "smoke").code == 0
     done = tunesmith("train", "smoke", "--set", "trainer.lr_scheduler_type=cosin")
-    assert done.returncode == ExitCode.USER
-    assert "trainer: trl refuses it:" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == ExitCode.USER
+    assert "trainer: trl refuses it:" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_recipe_show_tells_where_each_value_comes_from(tunesmith: Tunesmith) -> None:
     done = tunesmith("recipe", "show", "smoke-qlora", "--set", "seed=3")
-    assert done.returncode == 0
-    lines = {line.split(" = ")[0]: line for line in done.stdout.splitlines()}
+    assert done.code == 0
+    lines = {line.split(" = ")[0]: line for line in done.out.splitlines()}
     assert lines["quantization"].endswith("# recipes/smoke-qlora.yaml:5")
     assert "# recipes/smoke.yaml:" in lines["lora.r"]
     assert lines["seed"].endswith("# --set")
@@ -163,9 +162,9 @@ def test_recipe_show_tells_where_each_value_comes_from(tunesmith: Tunesmith) -> 
 
 def test_doctor_names_device_and_versions(tunesmith: Tunesmith) -> None:
     done = tunesmith("doctor")
-    assert done.returncode == 0
-    assert "device" in done.stdout
-    assert "trl         1.16" in done.stdout
+    assert done.code == 0
+    assert "device" in done.out
+    assert "trl         1.16" in done.out
 
 
 def test_one_process_at_a_time_works_in_a_run(project: Path, tunesmith: Tunesmith) -> None:
@@ -175,8 +174,8 @@ def test_one_process_at_a_time_works_in_a_run(project: Path, tunesmith: Tunesmit
     line.curate()
     with line.run.locked():
         done = tunesmith("check", "smoke")
-    assert done.returncode == ExitCode.USER
-    assert "another tunesmith is at work in this run; wait for it or stop it" in done.stderr
+    assert done.code == ExitCode.USER
+    assert "another tunesmith is at work in this run; wait for it or stop it" in done.err
 
 
 def test_a_full_disk_is_the_machines_fault(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """The whole line through the command, on the tiny base: verdicts, skipping, killing, repeating."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,10 +11,18 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import as_a_user
+from tests.forks import Forks
 from tunesmith.files import read_json, sha256_file, sha256_tree
 
 # Latencies are the one thing that two equal runs may not share.
 TIMED = {"latency_p50_s", "latency_p95_s"}
+
+
+@pytest.fixture
+def command(server: Forks) -> Forks:
+    """Run a command in a fork that has imported torch already."""
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +37,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, reposito
     (root / ".cache").mkdir()
     (root / ".cache" / "tiny-base").symlink_to(tiny_base)
     shorten(root / "recipes" / "smoke.yaml")
-    done = command(root, "run", "smoke")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (root / "stdout.txt").write_text(done.stdout)
-    (root / "stderr.txt").write_text(done.stderr)
+    done = as_a_user(root, "run", "smoke")
+    assert done.code == 0, done.said
+    (root / "stdout.txt").write_text(done.out)
+    (root / "stderr.txt").write_text(done.err)
     return root
 
 
@@ -47,11 +54,6 @@ def shorten(recipe: Path) -> None:
         assert long in text
         text = text.replace(long, short)
     recipe.write_text(text)
-
-
-def command(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    line = [sys.executable, "-m", "tunesmith.cli", *arguments]
-    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
 
 
 def run_directory(root: Path, name: str = "smoke") -> Path:
@@ -151,22 +153,24 @@ def test_the_model_card_carries_the_verdicts_numbers(finished: Path) -> None:
     assert "{{" not in card
 
 
-def test_the_same_command_again_skips_everything(finished: Path) -> None:
+def test_the_same_command_again_skips_everything(command: Forks, finished: Path) -> None:
     before = sha256_tree(run_directory(finished))
     began = time.monotonic()
-    again = command(finished, "run", "smoke", "--until", "gate")
-    assert again.returncode == 0, again.stderr
-    assert "loss" not in again.stderr
-    assert again.stderr.count("unchanged") >= 6
+    again = command("run", "smoke", "--until", "gate", directory=finished)
+    assert again.code == 0, again.err
+    assert "loss" not in again.err
+    assert again.err.count("unchanged") >= 6
     assert sha256_tree(run_directory(finished)) == before
     assert len((finished / "runs" / "ledger.jsonl").read_text().splitlines()) == 1
     assert time.monotonic() - began < 60
 
 
-def test_the_same_command_elsewhere_gives_the_same_adapter_and_verdict(finished: Path, tmp_path: Path) -> None:
+def test_the_same_command_elsewhere_gives_the_same_adapter_and_verdict(
+    command: Forks, finished: Path, tmp_path: Path
+) -> None:
     other = fresh_copy(finished, tmp_path / "other")
-    done = command(other, "run", "smoke", "--until", "gate")
-    assert done.returncode == 0, done.stderr
+    done = command("run", "smoke", "--until", "gate", directory=other)
+    assert done.code == 0, done.err
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "merged/model.safetensors"):
         assert sha256_file(run_directory(other) / name) == sha256_file(run_directory(finished) / name), name
     assert verdict_of(other) == verdict_of(finished)
@@ -176,13 +180,13 @@ def test_the_same_command_elsewhere_gives_the_same_adapter_and_verdict(finished:
 KILLED_AT = ["check", "baseline", "evaluate", "gate"]
 
 
-def test_a_killed_run_goes_on_to_the_same_verdict(finished: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_verdict(command: Forks, finished: Path, tmp_path: Path) -> None:
     """SIGKILL in one stage after another; each time the next command keeps what was finished."""
     other = fresh_copy(finished, tmp_path / "killed")
     for stage in KILLED_AT:
-        kill_in(other, stage)
-    last = command(other, "run", "smoke")
-    assert last.returncode == 0, last.stderr
+        kill_in(command, other, stage)
+    last = command("run", "smoke", directory=other)
+    assert last.code == 0, last.err
     assert verdict_of(other) == verdict_of(finished)
     adapter = "adapter/adapter_model.safetensors"
     assert sha256_file(run_directory(other) / adapter) == sha256_file(run_directory(finished) / adapter)
@@ -191,35 +195,27 @@ def test_a_killed_run_goes_on_to_the_same_verdict(finished: Path, tmp_path: Path
     assert bundles == ["smoke-0.1.0"]
 
 
-def kill_in(root: Path, stage: str) -> None:
-    """Start the command and kill its whole process group soon after it names the stage."""
-    line = [sys.executable, "-u", "-m", "tunesmith.cli", "run", "smoke"]
-    process = subprocess.Popen(
-        line, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
-    for text in process.stderr:
-        if text.strip() == stage:
-            # Long stages are hit in their midst, short ones at their start.
-            time.sleep({"train": 4.0, "baseline": 3.0, "evaluate": 2.0, "export": 2.0}.get(stage, 0.01))
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def kill_in(command: Forks, root: Path, stage: str) -> None:
+    """Kill the command and all that it has started soon after it names the stage."""
+    # Long stages are hit in their midst, short ones at their start.
+    after = {"baseline": 3.0, "evaluate": 2.0}.get(stage, 0.01)
+    killed = command("run", "smoke", directory=root, named=stage, kill_after=after)
+    assert killed.code == -9, killed.said
 
 
-def test_another_margin_judges_again_without_training_again(finished: Path, tmp_path: Path) -> None:
+def test_another_margin_judges_again_without_training_again(command: Forks, finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "margin"
     shutil.copytree(finished, other, symlinks=True)
-    done = command(other, "gate", "smoke", "--set", "gate.min_gain=0.9")
-    assert done.returncode == 10, done.stderr
-    assert "BLOCK: smoke does not ship" in done.stdout
-    assert "made with --set gate.min_gain=0.9" in done.stdout
-    refused = command(other, "export", "smoke", "--set", "gate.min_gain=0.9")
-    assert refused.returncode == 2
-    assert "the verdict is BLOCK; only a SHIP is exported" in refused.stderr
+    done = command("gate", "smoke", "--set", "gate.min_gain=0.9", directory=other)
+    assert done.code == 10, done.err
+    assert "BLOCK: smoke does not ship" in done.out
+    assert "made with --set gate.min_gain=0.9" in done.out
+    refused = command("export", "smoke", "--set", "gate.min_gain=0.9", directory=other)
+    assert refused.code == 2
+    assert "the verdict is BLOCK; only a SHIP is exported" in refused.err
 
 
-def test_a_merged_model_that_was_changed_is_not_exported(finished: Path, tmp_path: Path) -> None:
+def test_a_merged_model_that_was_changed_is_not_exported(command: Forks, finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "changed"
     shutil.copytree(finished, other, symlinks=True)
     shutil.rmtree(other / "dist")
@@ -228,13 +224,15 @@ def test_a_merged_model_that_was_changed_is_not_exported(finished: Path, tmp_pat
     content[-1] ^= 1
     weights.unlink()
     weights.write_bytes(bytes(content))
-    refused = command(other, "export", "smoke")
-    assert refused.returncode == 2
-    assert "not the bytes that were judged" in refused.stderr
+    refused = command("export", "smoke", directory=other)
+    assert refused.code == 2
+    assert "not the bytes that were judged" in refused.err
     assert not list((other / "dist").glob("smoke*"))
 
 
-def test_another_base_of_the_same_shape_is_another_run(finished: Path, tmp_path: Path, repository: Path) -> None:
+def test_another_base_of_the_same_shape_is_another_run(
+    command: Forks, finished: Path, tmp_path: Path, repository: Path
+) -> None:
     other = fresh_copy(finished, tmp_path / "base")
     maker = [
         sys.executable,
@@ -245,43 +243,43 @@ def test_another_base_of_the_same_shape_is_another_run(finished: Path, tmp_path:
         "7",
     ]
     subprocess.run(maker, check=True, capture_output=True)
-    done = command(other, "run", "smoke", "--until", "check", "--base", "./base2")
-    assert done.returncode == 0, done.stderr
+    done = command("run", "smoke", "--until", "check", "--base", "./base2", directory=other)
+    assert done.code == 0, done.err
     assert run_directory(other).name != run_directory(finished).name
 
 
-def test_evidence_made_with_other_settings_is_not_judged(finished: Path, tmp_path: Path) -> None:
+def test_evidence_made_with_other_settings_is_not_judged(command: Forks, finished: Path, tmp_path: Path) -> None:
     """A weaker incumbent must not slip in: arms of another command lie in the same run."""
     other = tmp_path / "weaker"
     shutil.copytree(finished, other, symlinks=True)
-    weaker = command(other, "evaluate", "smoke", "--set", "arms.constrained=false")
-    assert weaker.returncode == 0, weaker.stderr
-    refused = command(other, "gate", "smoke")
-    assert refused.returncode == 2
-    assert "selection.json: made with other settings; `tunesmith baseline` makes it anew" in refused.stderr
-    assert command(other, "run", "smoke", "--until", "gate").returncode == 0
+    weaker = command("evaluate", "smoke", "--set", "arms.constrained=false", directory=other)
+    assert weaker.code == 0, weaker.err
+    refused = command("gate", "smoke", directory=other)
+    assert refused.code == 2
+    assert "selection.json: made with other settings; `tunesmith baseline` makes it anew" in refused.err
+    assert command("run", "smoke", "--until", "gate", directory=other).code == 0
 
 
-def test_a_verdict_with_other_settings_is_not_exported(finished: Path, tmp_path: Path) -> None:
+def test_a_verdict_with_other_settings_is_not_exported(command: Forks, finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "lenient"
     shutil.copytree(finished, other, symlinks=True)
-    assert command(other, "gate", "smoke", "--set", "gate.min_gain=0.01").returncode == 0
-    refused = command(other, "export", "smoke")
-    assert refused.returncode == 2
-    assert "there is no verdict on this run with these settings; `tunesmith gate` gives it" in refused.stderr
+    assert command("gate", "smoke", "--set", "gate.min_gain=0.01", directory=other).code == 0
+    refused = command("export", "smoke", directory=other)
+    assert refused.code == 2
+    assert "there is no verdict on this run with these settings; `tunesmith gate` gives it" in refused.err
 
 
-def test_a_version_is_not_given_to_another_candidate(finished: Path, tmp_path: Path) -> None:
+def test_a_version_is_not_given_to_another_candidate(command: Forks, finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "version"
     shutil.copytree(finished, other, symlinks=True)
     before = sha256_tree(other / "dist" / "smoke-0.1.0")
-    assert command(other, "run", "smoke", "--set", "seed=1", "--until", "gate").returncode == 0
-    refused = command(other, "export", "smoke", "--set", "seed=1")
-    assert refused.returncode == 2
-    assert "holds the bundle of another candidate" in refused.stderr
+    assert command("run", "smoke", "--set", "seed=1", "--until", "gate", directory=other).code == 0
+    refused = command("export", "smoke", "--set", "seed=1", directory=other)
+    assert refused.code == 2
+    assert "holds the bundle of another candidate" in refused.err
     assert sha256_tree(other / "dist" / "smoke-0.1.0") == before
-    renamed = command(other, "export", "smoke", "--set", "seed=1", "--set", "export.version=0.2.0")
-    assert renamed.returncode == 0, renamed.stderr
+    renamed = command("export", "smoke", "--set", "seed=1", "--set", "export.version=0.2.0", directory=other)
+    assert renamed.code == 0, renamed.err
     assert (other / "dist" / "smoke-0.2.0" / "manifest.json").is_file()
 
 
@@ -305,7 +303,9 @@ def test_ctrl_c_exits_75_and_says_how_to_go_on(finished: Path, tmp_path: Path) -
     assert "Traceback" not in "".join(told)
 
 
-def test_a_base_without_a_pad_token_walks_the_line(finished: Path, tmp_path: Path, tiny_base: Path) -> None:
+def test_a_base_without_a_pad_token_walks_the_line(
+    command: Forks, finished: Path, tmp_path: Path, tiny_base: Path
+) -> None:
     """trl gives such a tokenizer a pad token; the prompt's digest must not notice."""
     other = fresh_copy(finished, tmp_path / "unpadded")
     shutil.copytree(tiny_base, other / "unpadded")
@@ -314,23 +314,23 @@ def test_a_base_without_a_pad_token_walks_the_line(finished: Path, tmp_path: Pat
     config.pop("pad_token")
     path.write_text(json.dumps(config))
     short = ["--set", "trainer.num_train_epochs=1", "--until", "evaluate"]
-    done = command(other, "run", "smoke", "--base", "./unpadded", *short)
-    assert done.returncode == 0, done.stderr
+    done = command("run", "smoke", "--base", "./unpadded", *short, directory=other)
+    assert done.code == 0, done.err
 
 
-def test_target_modules_that_match_nothing_are_the_users_fault(finished: Path, tmp_path: Path) -> None:
+def test_target_modules_that_match_nothing_are_the_users_fault(command: Forks, finished: Path, tmp_path: Path) -> None:
     other = fresh_copy(finished, tmp_path / "modules")
-    done = command(other, "train", "smoke", "--set", "lora.target_modules=[c_attn]")
-    assert done.returncode == 2, done.stderr
-    assert "check `target modules` fails: lora: peft refuses it for this base:" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = command("train", "smoke", "--set", "lora.target_modules=[c_attn]", directory=other)
+    assert done.code == 2, done.err
+    assert "check `target modules` fails: lora: peft refuses it for this base:" in done.err
+    assert "Traceback" not in done.err
 
 
-def test_a_changed_split_is_made_anew_by_curation(finished: Path, tmp_path: Path) -> None:
+def test_a_changed_split_is_made_anew_by_curation(command: Forks, finished: Path, tmp_path: Path) -> None:
     other = fresh_copy(finished, tmp_path / "curate")
     path = other / "data" / "smoke" / "gate.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert command(other, "check", "smoke").returncode == 2
-    assert command(other, "curate", "smoke").returncode == 0
+    assert command("check", "smoke", directory=other).code == 2
+    assert command("curate", "smoke", directory=other).code == 0
     assert path.read_bytes() == whole

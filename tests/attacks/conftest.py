@@ -1,6 +1,6 @@
 """What attacks share: canaries, a project that was walked from end to end without a network, and copies of it to spoil.
 
-Commands run in the forking server of the tests of faults, in which no connection leaves the process.
+Commands run in forks (`tests/forks.py`), out of which no connection leaves.
 """
 
 import os
@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import Workshop, server
-
-__all__ = ["server"]
+from tests.faults.conftest import Workshop
+from tests.forks import Forks
 
 # Put together here, so that no scanner of secrets takes this file for a leak.
 SECRETS = {
@@ -182,7 +181,7 @@ class Spoiled(Workshop):
 
 
 @pytest.fixture
-def spoiled(tmp_path: Path, walked: Walked, server: "subprocess.Popen[str]") -> Spoiled:
+def spoiled(tmp_path: Path, walked: Walked, server: Forks) -> Spoiled:
     """A copy of the walked project for one test."""
     root = tmp_path / "spoiled"
     shutil.copytree(walked.root, root, symlinks=True)

@@ -337,8 +337,8 @@ def length_in_bytes(one):
 def test_the_command_shows_that_good_rows_pass(project, tunesmith):
     Line("smoke").curate()
     done = tunesmith("check", "smoke")
-    assert done.returncode == 0, done.stderr
-    path = done.stdout.splitlines()[-1]
+    assert done.code == 0, done.err
+    path = done.out.splitlines()[-1]
     assert re.fullmatch(r"runs/smoke-[0-9a-f]{12}/check\.json", path)
     result = read_json(project / path)
     held_out = ["held-out template", "held-out schema", "held-out length", "gate rows"]
@@ -348,7 +348,7 @@ def test_the_command_shows_that_good_rows_pass(project, tunesmith):
     assert result["rows"] == len(train)
     lengths = [length_in_bytes(one) for one in train]
     assert result["tokens"] == {"longest": max(lengths), "mean": round(mean(lengths), 1)}
-    shown = done.stdout
+    shown = done.out
     assert shown.count("⟦") == shown.count("⟧") == 4
     assert f"row {train[0].id}; the tokens between ⟦ and ⟧ carry loss:" in shown
     assert f"⟦{train[0].reference}<|im_end|>⟧" in shown
@@ -359,10 +359,10 @@ def test_the_command_refuses_rows_that_do_not_fit(project, tunesmith):
     done = tunesmith("check", "smoke", "--set", "data.max_tokens=40")
     run = next((project / "runs").glob("smoke-*"))
     ids = [r.id for r in Dataset(project / "data" / "smoke").rows("train")]
-    assert done.returncode == 2
-    assert "length              FAIL" in done.stdout
+    assert done.code == 2
+    assert "length              FAIL" in done.out
     longest = read_json(run / "check.json")["tokens"]["longest"]
-    assert done.stderr == (
+    assert done.err == (
         "check\n"
         f"data/smoke: check `length` fails: {len(ids)} rows of {len(ids)}: {', '.join(ids[:5])} "
         f"and {len(ids) - 5} more; wanted: each row fits into data.max_tokens = 40; "

@@ -26,15 +26,15 @@ def test_spans_cover_the_row_and_carry_loss_where_the_labels_do(project: Path) -
 def test_the_page_holds_the_rows_the_checks_and_all_thirty_faults(project: Path, tunesmith: Tunesmith) -> None:
     Line("smoke").curate()
     done = tunesmith("check", "smoke", "--show", "3")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("⟦") == 6  # each is announced once and stands once
-    page = (project / done.stdout.splitlines()[-2]).read_text()
+    assert done.code == 0, done.err
+    assert done.out.count("⟦") == 6  # each is announced once and stands once
+    page = (project / done.out.splitlines()[-2]).read_text()
     assert page.count('<div class="row">') == 3
     assert page.count('<span class="loss ">{&#34;colour&#34;') == 3
     assert all(fault.title.replace("'", "&#39;") in page for fault in FAULTS.values())
     assert not re.search(r"<script|https?://", page)
     none = tunesmith("check", "smoke", "--show", "0")
-    assert "⟦" not in none.stdout
+    assert "⟦" not in none.out
 
 
 def test_the_table_takes_the_gravest_finding_of_each_fault_from_every_stage(tmp_path: Path) -> None:

@@ -1,16 +1,13 @@
 """A project to break, and a way to run commands in it that are killed, starved and lied to."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forks import Forks, Outcome
 
 SETTINGS = [
     "trainer.max_steps=14",
@@ -23,29 +20,16 @@ SETTINGS = [
 """Fourteen steps in two epochs: small enough to be killed often, with all that a long run has."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended (an exit code, or minus the signal) and what it said."""
-
-    code: int
-    said: str
-
-
 class Workshop:
     """A project, and the server that runs commands in it."""
 
-    def __init__(self, root: Path, server: "subprocess.Popen[str]") -> None:
+    def __init__(self, root: Path, server: Forks) -> None:
         self.root = root
         self.server = server
 
     def __call__(self, *arguments: str, **order: Any) -> Outcome:
-        """Run a command; see `server` for what can go wrong in it."""
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        told = {"arguments": list(arguments), "directory": str(self.root), **order}
-        self.server.stdin.write(json.dumps(told) + "\n")
-        self.server.stdin.flush()
-        return Outcome(**json.loads(self.server.stdout.readline()))
+        """Run a command; see `forks` for what can go wrong in it."""
+        return self.server(*arguments, directory=self.root, **order)
 
     def train(self, *sets: str, more: tuple[str, ...] = (), **order: Any) -> Outcome:
         """`tunesmith train smoke` with the settings of these tests."""
@@ -73,22 +57,7 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator["subprocess.Popen[str]"]:
-    """The process that forks all others."""
-    command = [sys.executable, str(Path(__file__).with_name("server.py"))]
-    # One thread: the steps are small, and other tests may share the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    yield process
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait()
-
-
-@pytest.fixture(scope="session")
-def made(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, repository: Path, server: "subprocess.Popen[str]"
-) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, repository: Path, server: Forks) -> Path:
     """A project whose rows are curated."""
     root = tmp_path_factory.mktemp("made") / "a project, föhnig"
     for name in ("recipes", "scripts"):
@@ -105,7 +74,7 @@ def made(
 
 
 @pytest.fixture
-def workshop(tmp_path: Path, made: Path, server: "subprocess.Popen[str]") -> Workshop:
+def workshop(tmp_path: Path, made: Path, server: Forks) -> Workshop:
     """A project of its own for each test."""
     root = tmp_path / "a project, föhnig"
     shutil.copytree(made, root, symlinks=True)
@@ -113,7 +82,7 @@ def workshop(tmp_path: Path, made: Path, server: "subprocess.Popen[str]") -> Wor
 
 
 @pytest.fixture(scope="session")
-def killed_at_9(tmp_path_factory: pytest.TempPathFactory, made: Path, server: "subprocess.Popen[str]") -> Path:
+def killed_at_9(tmp_path_factory: pytest.TempPathFactory, made: Path, server: Forks) -> Path:
     """A project whose run was killed in its ninth step."""
     root = tmp_path_factory.mktemp("killed") / "project"
     shutil.copytree(made, root, symlinks=True)
@@ -123,7 +92,7 @@ def killed_at_9(tmp_path_factory: pytest.TempPathFactory, made: Path, server: "s
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, killed_at_9: Path, server: "subprocess.Popen[str]") -> Workshop:
+def stopped(tmp_path: Path, killed_at_9: Path, server: Forks) -> Workshop:
     """A project of its own for each test, whose run was killed in its ninth step."""
     root = tmp_path / "a project, föhnig"
     shutil.copytree(killed_at_9, root, symlinks=True)
@@ -131,7 +100,7 @@ def stopped(tmp_path: Path, killed_at_9: Path, server: "subprocess.Popen[str]") 
 
 
 @pytest.fixture(scope="session")
-def clean(tmp_path_factory: pytest.TempPathFactory, made: Path, server: "subprocess.Popen[str]") -> dict[str, bytes]:
+def clean(tmp_path_factory: pytest.TempPathFactory, made: Path, server: Forks) -> dict[str, bytes]:
     """What a run that nothing happened to publishes."""
     root = tmp_path_factory.mktemp("clean") / "project"
     shutil.copytree(made, root, symlinks=True)

@@ -1,5 +1,5 @@
-"""The project to break, and the process that others are forked from: those of tests/faults."""
+"""The project to break: that of tests/faults."""
 
-from tests.faults.conftest import killed_at_9, made, server, stopped, workshop
+from tests.faults.conftest import killed_at_9, made, stopped, workshop
 
-__all__ = ["killed_at_9", "made", "server", "stopped", "workshop"]
+__all__ = ["killed_at_9", "made", "stopped", "workshop"]

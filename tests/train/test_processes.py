@@ -1,7 +1,7 @@
 """Several processes train what one would have trained, each row once, and end together, whatever happens to one.
 
 Processes are real, and meet over gloo. Most are forked from one that has imported torch already
-(tests/faults/server.py); one test starts them as a person does.
+(tests/forks.py); one test starts them as a person does.
 """
 
 import json

@@ -1,19 +1,63 @@
-"""Runs tunesmith commands in forked processes, each with one fault planted, without importing torch anew for each.
+"""Runs tunesmith commands in forked processes, with or without a fault planted, importing torch once for all.
 
-Reads one JSON object a line from stdin: the command's arguments, its directory, the fault. Answers with one: the exit
-code or the signal that ended it, and what it said. Nothing is computed here before a fork: torch's threads would not
-survive it.
+Run as a script it reads one JSON object a line from stdin: the command's arguments, its directory, the fault. It
+answers with one: the exit code or the signal that ended it, and what it said. Nothing is computed here before a fork:
+torch's threads would not survive it. `Forks` is the tests' end of it.
 """
 
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended (an exit code, or minus the signal) and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """All of it."""
+        return self.err + self.out
+
+
+class Forks:
+    """The process that all others are forked from."""
+
+    def __init__(self) -> None:
+        # One thread: the steps are small, and other tests may share the cores.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        command = [sys.executable, "-P", __file__]
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __call__(self, *arguments: str, directory: Path, **order: Any) -> Outcome:
+        """Run a command; see `run` for what can go wrong in it."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        told = {"arguments": list(arguments), "directory": str(directory), **order}
+        self._server.stdin.write(json.dumps(told) + "\n")
+        self._server.stdin.flush()
+        return Outcome(**json.loads(self._server.stdout.readline()))
+
+    def end(self) -> None:
+        """End it."""
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+
 
 SEAMS = {
     "weights": "tunesmith.train.state.trained",
@@ -122,13 +166,15 @@ class Forked:
 
 def serve(arguments: list[str]) -> None:
     """Be the `tunesmith` command, to the end of this process."""
-    from tunesmith.cli import app, guarded
+    from tunesmith.cli import main
 
     sys.argv = ["tunesmith", *arguments]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = guarded(app)
+        main()
+        code = 99
+    except SystemExit as stop:
+        code = int(stop.code or 0)
     except BaseException:
         import traceback
 
@@ -152,20 +198,31 @@ def refuse_network() -> None:
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
 
 
-def run(order: dict[str, Any], said: Path) -> int:
+def kill(child: int, order: dict[str, Any], err: Path) -> None:
+    """Kill it and all that it has started, after a time, or so long after it has named a stage on a line of its own."""
+    while "named" in order and order["named"] not in map(str.strip, err.read_text(errors="replace").splitlines()):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.01)
+    time.sleep(order["kill_after"])
+    os.killpg(child, signal.SIGKILL)
+
+
+def run(order: dict[str, Any], out: Path, err: Path) -> int:
     """One command, in a process of its own."""
+    for path in (out, err):
+        path.write_bytes(b"")
     child = os.fork()
     if child:
+        os.setpgid(child, child)
         if "kill_after" in order:
-            time.sleep(order["kill_after"])
-            os.kill(child, signal.SIGKILL)
+            kill(child, order, err)
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
     try:
-        os.setsid()
-        stream = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(stream, 1)
-        os.dup2(stream, 2)
+        os.setpgid(0, 0)
+        os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND), 1)
+        os.dup2(os.open(err, os.O_WRONLY | os.O_APPEND), 2)
         os.chdir(order["directory"])
         os.environ |= order.get("environment", {})
         time.tzset()
@@ -206,10 +263,12 @@ def main() -> None:
     import tunesmith.export.merge
     import tunesmith.train.stage  # noqa: F401
 
-    said = Path(tempfile.mkdtemp()) / "said"
-    for line in sys.stdin:
-        code = run(json.loads(line), said)
-        print(json.dumps({"code": code, "said": said.read_text(errors="replace")}), flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        for line in sys.stdin:
+            code = run(json.loads(line), out, err)
+            told = {"out": out.read_text(errors="replace"), "err": err.read_text(errors="replace")}
+            print(json.dumps({"code": code, **told}), flush=True)
 
 
 if __name__ == "__main__":
