@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.forks import Forks, Outcome
+from tunesmith.line import Line
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,6 +59,23 @@ def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     (root / ".cache" / "tiny-base").symlink_to(tiny_base)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def smoke_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the rows of smoke lie, once a test has curated them."""
+    return tmp_path_factory.mktemp("smoke-rows")
+
+
+@pytest.fixture
+def line(project: Path, smoke_rows: Path) -> Line:
+    """The smoke recipe in a project of its own, its rows curated: once for all tests."""
+    line, target = Line("smoke"), project / "data" / "smoke"
+    if not (smoke_rows / "manifest.json").exists():
+        line.curate()
+        shutil.copytree(target, smoke_rows, dirs_exist_ok=True)
+    shutil.copytree(smoke_rows, target, dirs_exist_ok=True)
+    return line
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Answers do not depend on the company they are generated in. Padding tests compare scores: text can hide a fault."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ from tunesmith.evaluate.generate import (
 from tunesmith.evaluate.score_json import parse_strict
 from tunesmith.line import Line
 from tunesmith.schema import read_schema
-
-
-@pytest.fixture
-def line(project: Path) -> Line:
-    line = Line("smoke")
-    line.curate()
-    return line
 
 
 def prompts_of(line: Line, count: int) -> list[list[int]]:

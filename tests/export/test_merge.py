@@ -18,13 +18,6 @@ from tunesmith.findings import Finding
 from tunesmith.line import Line
 
 
-@pytest.fixture
-def line(project: Path) -> Line:
-    line = Line("smoke")
-    line.curate()
-    return line
-
-
 def write_adapter(
     line: Line, directory: Path, *, scale: float = 0.1, prompt_digest: str | None = None, **settings: Any
 ) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.trainer_utils import SaveStrategy
 
-from tests.train.test_trainer import line, rendered, trainer_for  # noqa: F401 - a fixture
+from tests.train.test_trainer import rendered, trainer_for
 from tunesmith.errors import UserError
 from tunesmith.files import sha256_json
 from tunesmith.line import Line
@@ -157,7 +157,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
-def test_a_run_that_goes_on_is_the_run_that_did_not_stop(line: Line, tmp_path: Path, settings: dict[str, Any]) -> None:  # noqa: F811
+def test_a_run_that_goes_on_is_the_run_that_did_not_stop(line: Line, tmp_path: Path, settings: dict[str, Any]) -> None:
     """With dropout, at any step, in the second epoch too: the same bits, and the same log."""
     rows = rendered(line, 40)
 
@@ -181,7 +181,7 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(line: Line, tmp_path: P
         assert again == log
 
 
-def test_a_checkpoint_of_other_weights_is_not_loaded(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_a_checkpoint_of_other_weights_is_not_loaded(line: Line, tmp_path: Path) -> None:
     trainer = trainer_for(line, rendered(line, 8), tmp_path)
     weights = state.trained(trainer.model)
     other = {name.replace("lora_A", "lora_X"): tensor for name, tensor in weights.items()}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.test_trainer import line, rendered, trainer_for  # noqa: F401 - a fixture
+from tests.train.test_trainer import rendered, trainer_for
 from tunesmith.errors import UserError
 from tunesmith.evaluate.stage import dev_scorer, drawn, open_arena
 from tunesmith.files import read_json, read_jsonl, sha256_file
@@ -79,7 +79,7 @@ def test_the_weights_that_are_held_are_a_copy() -> None:
     assert not choice.weights["w"].any()
 
 
-def test_the_rows_that_are_drawn_do_not_depend_on_what_other_rows_there_are(line: Line) -> None:  # noqa: F811
+def test_the_rows_that_are_drawn_do_not_depend_on_what_other_rows_there_are(line: Line) -> None:
     rows = line.dataset.rows("dev")
     few = drawn(rows, 8, 0)
     assert len(few) == 8
@@ -122,7 +122,7 @@ def test_modes_and_generators_are_put_back_whatever_happens() -> None:
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS.keys())
 def test_a_run_that_looks_at_dev_ends_in_the_bits_of_one_that_does_not(
-    line: Line,  # noqa: F811
+    line: Line,
     tmp_path: Path,
     settings: dict[str, Any],
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_run_that_looks_at_dev_ends_in_the_bits_of_one_that_does_not(
 # ---------------------------------------------------------------------- the stage
 
 
-def published(line: Line, out: Path, score: Any) -> dict[str, torch.Tensor]:  # noqa: F811
+def published(line: Line, out: Path, score: Any) -> dict[str, torch.Tensor]:
     out.mkdir()
     resumption = Resumption(out / "checkpoints", {})
     train(line.loaded, line.dataset, line.base, out, tokens=out, resumption=resumption, score_dev=score)
@@ -209,7 +209,7 @@ def same(published: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> b
     ids=["best", "last", "stopped early", "the last step too"],
 )
 def test_the_adapter_is_that_of_the_look_that_choice_json_names(
-    line: Line,  # noqa: F811
+    line: Line,
     tmp_path: Path,
     sets: list[str],
     step: int,
@@ -230,7 +230,7 @@ def test_the_adapter_is_that_of_the_look_that_choice_json_names(
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_never_reads_a_row_of_gate_or_confirm(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_training_never_reads_a_row_of_gate_or_confirm(line: Line, tmp_path: Path) -> None:
     """Their files hold no rows at all, under a manifest that says so; the adapter is bit for bit the same."""
     line = Line("smoke", sets=[*SETS, "dev.keep=best"])
 
@@ -286,7 +286,7 @@ def test_no_key_of_upstreams_evaluation_is_left_that_would_be_ignored(project: P
     assert [key for key in left if key not in RESERVED["trainer"]] == []
 
 
-def test_another_way_to_look_is_another_run(line: Line) -> None:  # noqa: F811
+def test_another_way_to_look_is_another_run(line: Line) -> None:
     names = [Line("smoke", sets=sets).run.directory.name for sets in ([], ["dev.rows=4"], ["dev.every_steps=5"])]
     answered = ["dev.rows=4", "arms.max_new_tokens=30"]
     names += [Line("smoke", sets=sets).run.directory.name for sets in (answered, answered[1:])]

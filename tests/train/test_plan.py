@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.test_trainer import line, rendered, trainer_for  # noqa: F401 - a fixture
+from tests.train.test_trainer import rendered, trainer_for
 from tunesmith import hardware
 from tunesmith.errors import EnvironmentFault, ExitCode
 from tunesmith.files import read_json
@@ -38,12 +38,12 @@ LLAMA_8B = Anatomy(
 )
 
 
-def on(line: Line, machine: Hardware, **settings: Any) -> Any:  # noqa: F811
+def on(line: Line, machine: Hardware, **settings: Any) -> Any:
     recipe = with_settings(line.recipe, settings)
     return recipe, hardware.choose(machine, recipe, longest_row=512, base_gib_fp32=30)
 
 
-def test_the_formula_gives_the_figures_that_are_known(line: Line) -> None:  # noqa: F811
+def test_the_formula_gives_the_figures_that_are_known(line: Line) -> None:
     """Of an 8B base with r 16 on all linear layers: weights in 16 and in 4 bits, adapter with its optimizer."""
     recipe, profile = on(line, GPU)
     few = Pass([0], 4096, 4096, 4096)
@@ -64,7 +64,7 @@ def test_the_formula_gives_the_figures_that_are_known(line: Line) -> None:  # no
     assert estimate(LLAMA_8B, recipe, profile, Pass([0], 10**6, 10**6, 10**6))["logits"] < 0.7
 
 
-def test_sizes_are_those_of_the_model_that_will_be_trained(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_sizes_are_those_of_the_model_that_will_be_trained(line: Line, tmp_path: Path) -> None:
     sizes = anatomy(line.base, line.recipe)
     trainer = trainer_for(line, rendered(line, 8), tmp_path)
     every = {p.data_ptr(): p for p in trainer.model.parameters()}.values()
@@ -75,7 +75,7 @@ def test_sizes_are_those_of_the_model_that_will_be_trained(line: Line, tmp_path:
     assert sizes.linear == 2 * sum(p.numel() for p in packed) != 0
 
 
-def test_activations_are_what_autograd_keeps(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_activations_are_what_autograd_keeps(line: Line, tmp_path: Path) -> None:
     """Counted by torch itself, pass by pass: shared beginnings and rows apart."""
     sizes = anatomy(line.base, line.recipe)
     rows = rendered(line, 40)
@@ -110,7 +110,7 @@ def test_a_container_has_what_it_was_given(tmp_path: Path, monkeypatch: pytest.M
 # ---------------------------------------------------------------------- where it does not fit
 
 
-def test_the_first_setting_that_fits_is_named_and_does_fit(line: Line) -> None:  # noqa: F811
+def test_the_first_setting_that_fits_is_named_and_does_fit(line: Line) -> None:
     rows = rendered(line, 60)
     now = plan(line.recipe, rows, line.base)
     assert what_would_fit(line.recipe, rows, line.base, now) == {"hardware.batch_tokens": now.work.longest.apart // 2}
@@ -128,7 +128,7 @@ def test_the_first_setting_that_fits_is_named_and_does_fit(line: Line) -> None: 
     assert "smaller base" in planning.advice(None)
 
 
-def test_a_cpu_is_refused_by_the_formula_and_a_gpu_only_for_its_weights(line: Line) -> None:  # noqa: F811
+def test_a_cpu_is_refused_by_the_formula_and_a_gpu_only_for_its_weights(line: Line) -> None:
     rows = rendered(line, 16)
     now = plan(line.recipe, rows, line.base)
     refuse(line.recipe, rows, line.base, now)
@@ -144,7 +144,7 @@ def test_a_cpu_is_refused_by_the_formula_and_a_gpu_only_for_its_weights(line: Li
 
 
 def test_the_command_shows_and_writes_the_plan_and_loads_nothing(
-    line: Line,  # noqa: F811
+    line: Line,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_plan_that_cannot_fit_exits_21(
 # ---------------------------------------------------------------------- the probe
 
 
-def test_the_probe_leaves_no_trace(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_probe_leaves_no_trace(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout: the adapter and train.jsonl, byte for byte, are those of a run without it."""
 
     def run(name: str) -> list[bytes]:
@@ -207,7 +207,7 @@ def test_the_probe_leaves_no_trace(line: Line, tmp_path: Path, monkeypatch: pyte
     assert run("without") == probed
 
 
-def test_whatever_a_pass_changes_is_put_back(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_whatever_a_pass_changes_is_put_back(line: Line, tmp_path: Path) -> None:
     trainer = trainer_for(line, rendered(line, 8), tmp_path, lora_dropout=0.1)
     trainer.model.eval()
     trained = next(p for p in trainer.model.parameters() if p.requires_grad)
@@ -226,7 +226,7 @@ def test_whatever_a_pass_changes_is_put_back(line: Line, tmp_path: Path) -> None
 
 
 def test_a_pass_for_which_memory_runs_out_is_refused_with_what_would_fit(
-    line: Line,  # noqa: F811
+    line: Line,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -23,13 +23,6 @@ from tunesmith.train.trainer import AdapterTrainer, reads_loss_tokens_only
 from tunesmith.train.tree import Limits, lay_out
 
 
-@pytest.fixture
-def line(project: Path) -> Line:
-    line = Line("smoke")
-    line.curate()
-    return line
-
-
 def rendered(line: Line, count: int) -> list[Rendered]:
     renderer = Renderer(line.base.tokenizer(), line.base.end_ids())
     return [renderer.render(row) for row in line.dataset.rows("train")[:count]]

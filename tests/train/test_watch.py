@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.test_trainer import line, rendered, trainer_for  # noqa: F401 - a fixture
+from tests.train.test_trainer import rendered, trainer_for
 from tunesmith.errors import Diverged, EnvironmentFault, Interrupted
 from tunesmith.files import read_jsonl
 from tunesmith.line import Line
@@ -50,7 +50,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path / "stubs")
 
 
-def trained(line: Line, run: Path, *sets: str, **options: Any) -> Path:  # noqa: F811
+def trained(line: Line, run: Path, *sets: str, **options: Any) -> Path:
     """Train as the stage does, into `run`."""
     told = Line("smoke", sets=["trainer.max_steps=6", "trainer.warmup_steps=0", "trainer.logging_steps=2", *sets])
     with Run(run).stage("train", {}) as out:
@@ -58,7 +58,7 @@ def trained(line: Line, run: Path, *sets: str, **options: Any) -> Path:  # noqa:
     return run
 
 
-def test_a_run_can_be_drawn_from_its_files(line: Line, tmp_path: Path, board: None, monkeypatch: Any) -> None:  # noqa: F811
+def test_a_run_can_be_drawn_from_its_files(line: Line, tmp_path: Path, board: None, monkeypatch: Any) -> None:
     """One run with all that is told of it, trackers too; and no secret of the environment in any of its files."""
     for name in ("WANDB_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.setenv(name, SECRET)
@@ -104,7 +104,7 @@ def test_a_run_can_be_drawn_from_its_files(line: Line, tmp_path: Path, board: No
 
 
 def test_a_tracker_that_cannot_be_opened_stops_the_run_before_it_trains(
-    line: Line,  # noqa: F811
+    line: Line,
     tmp_path: Path,
     board: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -117,7 +117,7 @@ def test_a_tracker_that_cannot_be_opened_stops_the_run_before_it_trains(
 
 
 def test_a_tracker_that_fails_later_is_let_go_and_said(
-    line: Line,  # noqa: F811
+    line: Line,
     tmp_path: Path,
     board: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +141,7 @@ def test_a_tracker_that_fails_later_is_let_go_and_said(
 # ---------------------------------------------------------------------- pace
 
 
-def test_tokens_are_counted_as_the_rows_hold_them(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_tokens_are_counted_as_the_rows_hold_them(line: Line, tmp_path: Path) -> None:
     """By our own passes and by trl's, whose padding counts as computed and as nothing else."""
     rows = rendered(line, 16)
     held, with_loss = sum(len(row.input_ids) for row in rows), sum(len(row.completion_ids) for row in rows)
@@ -187,7 +187,7 @@ def with_scale(trainer: Any, scale: float) -> Any:
     return trainer
 
 
-def test_skipped_steps_are_counted_and_a_few_are_borne(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_skipped_steps_are_counted_and_a_few_are_borne(line: Line, tmp_path: Path) -> None:
     trainer = with_scale(trainer_for(line, rendered(line, 8), tmp_path, max_steps=60, logging_steps=1), 2.0**127)
     trainer.add_callback(Watch(tmp_path, trainer, Trackers(trainer, None, tmp_path)))
     trainer.add_callback(Skips(trainer))
@@ -200,7 +200,7 @@ def test_skipped_steps_are_counted_and_a_few_are_borne(line: Line, tmp_path: Pat
     assert any(bool(p.any()) for name, p in trainer.model.named_parameters() if "lora_B" in name)
 
 
-def test_too_many_skipped_steps_stop_the_run(line: Line, tmp_path: Path) -> None:  # noqa: F811
+def test_too_many_skipped_steps_stop_the_run(line: Line, tmp_path: Path) -> None:
     trainer = with_scale(trainer_for(line, rendered(line, 8), tmp_path, max_steps=19), 2.0**127)
     trainer.add_callback(Skips(trainer))
     with pytest.raises(Diverged, match=r"1 of 1 steps were skipped.*at most 5% of the run's 19 may be"):
@@ -241,7 +241,7 @@ def whole_in_itself(page: str) -> bool:
 
 @pytest.mark.parametrize("ends", [Interrupted, Diverged])
 def test_a_run_that_stops_leaves_its_page(
-    line: Line,  # noqa: F811
+    line: Line,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     ends: Any,
