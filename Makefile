@@ -70,7 +70,7 @@ check: $(READY) ## Lint, format, types
 
 # A process a core, each with one thread: the steps of the tests are too small for more.
 test: $(READY) ## All tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 faults: $(READY) ## The tests of faults, with 200 kills at random points
 	TUNESMITH_KILLS=200 $(BIN)/python -m pytest tests/faults -rP -k "again_and_again"
