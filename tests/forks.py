@@ -5,6 +5,7 @@ answers with one: the exit code or the signal that ended it, and what it said. N
 torch's threads would not survive it. `Forks` is the tests' end of it.
 """
 
+import gc
 import json
 import os
 import signal
@@ -42,6 +43,8 @@ class Forks:
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "ready\n"
 
     def __call__(self, *arguments: str, directory: Path, **order: Any) -> Outcome:
         """Run a command; see `run` for what can go wrong in it."""
@@ -257,11 +260,23 @@ def main() -> None:
 
     quiet_libraries()
     # Imported once, here, for all.
+    import matplotlib.pyplot  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import tunesmith.check.shown
     import tunesmith.check.stage
+    import tunesmith.curate.stage
     import tunesmith.evaluate.stage
     import tunesmith.export.bundle
     import tunesmith.export.merge
+    import tunesmith.gate.report
+    import tunesmith.gate.stage
     import tunesmith.train.stage  # noqa: F401
+
+    # What is here now is never garbage: a fork that looked through it would copy it.
+    gc.collect()
+    gc.freeze()
+    print("ready", flush=True)
 
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
