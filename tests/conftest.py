@@ -1,5 +1,6 @@
 """What tests share: a tiny base made on the spot, a project of its own in a temporary directory, no network."""
 
+import gc
 import os
 import runpy
 import shutil
@@ -28,6 +29,12 @@ LONGEST = ["test_line.py", "test_faults.py", "test_processes.py", "test_cli.py",
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collection: training collects often, and would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
