@@ -34,6 +34,8 @@ PLAIN = {
     "lora.r": "8",
     # Unlike r, so that B A is scaled by more than one.
     "lora.lora_alpha": "24",
+    # Few rows: how each is learned is looked at before and after training.
+    "curate.split.shares": "{train: 0.12, dev: 0.05, gate: 0.73, confirm: 0.1}",
 }
 PISSA, LOFTQ = {"lora.init_lora_weights": "pissa"}, {"lora.init_lora_weights": "loftq", "quantization": "nf4"}
 METHODS: dict[str, dict[str, str]] = {
@@ -82,7 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     shutil.copy(REPOSITORY / "data" / "smoke" / "schema.json", directory / "data" / "smoke")
     (directory / ".cache").mkdir()
     (directory / ".cache" / "tiny-base").symlink_to(tiny_base)
-    Line("smoke", root=directory).curate()
+    Line("smoke", root=directory, sets=[f"curate.split.shares={PLAIN['curate.split.shares']}"]).curate()
     return directory
 
 
