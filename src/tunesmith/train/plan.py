@@ -49,8 +49,14 @@ class Anatomy:
     hidden: int
     intermediate: int
     """Width inside the feed-forward part, over all experts that a token meets."""
+    queries: int
+    """Numbers of one token's queries in one layer: the width of all heads."""
     cached: int
     """Numbers of one token's keys and values in one layer."""
+    ranks: int
+    """Numbers of one token between A and B, over all adapted modules."""
+    adapted: int
+    """Numbers that all adapted modules read of one token."""
     vocabulary: int
 
 
@@ -66,6 +72,8 @@ def anatomy(base: Base, recipe: Recipe) -> Anatomy:
     lora = LoraConfig(task_type="CAUSAL_LM", **without_beginning(recipe.lora))
     adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    # peft's own word for the matrix that reads.
+    readers = [m for name, m in adapted.named_modules() if name.endswith(".lora_A.default")]
     experts = getattr(text, "num_experts_per_tok", None) or 1
     within = getattr(text, "moe_intermediate_size", None) if experts > 1 else None
     return Anatomy(
@@ -75,7 +83,11 @@ def anatomy(base: Base, recipe: Recipe) -> Anatomy:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=experts * (within or getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        queries=text.num_attention_heads
+        * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads),
         cached=base.cached_numbers_per_token() // text.num_hidden_layers,
+        ranks=sum(reader.out_features for reader in readers),
+        adapted=sum(reader.in_features for reader in readers),
         vocabulary=text.vocab_size,
     )
 
@@ -84,18 +96,29 @@ def estimate(sizes: Anatomy, recipe: Recipe, profile: Profile, longest: Pass) ->
     """GiB of each part at the peak of the longest pass, the end of its forward part.
 
     In a layer each token keeps what its gradient needs. In the dtype of computation: what the projections of attention
-    read, queries, keys and values, attention's output as it is and as the last projection reads it, and four widths of
-    the feed-forward part; and what both norms read, in float32. Keys and values are kept for each row, whoever shares
-    them. Under gradient checkpointing a layer keeps only what it read, and one layer at a time is computed again.
+    and of the feed-forward part read, queries, attention's output, and four widths of the feed-forward part; what both
+    norms read, in float32; and what stands between A and B. At the first level attention reads keys and values as they
+    are. Below it works with a mask, and then keeps both once for each head, for each node with the path above it, and
+    the mask as numbers. With dropout each adapted module keeps, instead of what it read, what was let through and which
+    that was, a byte each on a GPU. Under gradient checkpointing a layer keeps only what it read, and one layer at a
+    time is computed again.
+
+    It is what tensors take: between them a CPU's allocator leaves holes (`quiet_libraries`), which no formula tells.
     """
     wide = BYTES[profile.dtype]
     nf4 = recipe.quantization == "nf4"
-    in_layer = wide * (5 * sizes.hidden + 4 * sizes.intermediate) + 8 * sizes.hidden
-    of_layer = longest.computed * in_layer + longest.apart * wide * sizes.cached
+    in_layer: float = wide * (2 * sizes.queries + 3 * sizes.intermediate) + 8 * sizes.hidden
+    in_layer += wide * sizes.ranks / sizes.layers
+    if recipe.lora.get("lora_dropout"):
+        in_layer += (wide + (1 if profile.device == "cuda" else wide)) * sizes.adapted / sizes.layers
+    else:
+        in_layer += wide * (2 * sizes.hidden + sizes.intermediate)
+    keys_and_values = (longest.computed - longest.below) * sizes.cached + longest.attended * 2 * sizes.queries
+    of_layer = longest.computed * in_layer + wide * (keys_and_values + longest.masked)
     activations = sizes.layers * of_layer
     if profile.gradient_checkpointing:
         activations = sizes.layers * longest.computed * wide * sizes.hidden + of_layer
-    # Logits as they come, widened to float32 where they are not, and the exponentials of their sum.
+    # Logits in float32, and the exponentials of their sum.
     at_once = min(longest.loss_tokens * sizes.vocabulary, MAX_LOGITS)
     parts = {
         "base": sizes.linear * (NF4 if nf4 else wide) + sizes.other * wide,
@@ -103,7 +126,7 @@ def estimate(sizes: Anatomy, recipe: Recipe, profile: Profile, longest: Pass) ->
         "gradients": sizes.trained * 4,
         "optimizer": sizes.trained * optimizer_bytes(recipe),
         "activations": activations,
-        "logits": at_once * (8 if wide == 4 else 10),
+        "logits": at_once * 8,
     }
     return {name: size / GIB for name, size in parts.items()} | {"libraries": LIBRARIES[profile.device]}
 

@@ -88,6 +88,18 @@ class Layout:
         """Tokens that pass through the model, padding included."""
         return sum(level["input_ids"].numel() for level in self.levels)
 
+    @property
+    def below(self) -> tuple[int, int]:
+        """What nodes below the first level attend to: tokens of the path above and their own, and pairs of tokens."""
+        tokens = pairs = path = 0
+        for level in self.levels:
+            nodes, width = level["input_ids"].shape
+            path += width
+            if level["children"] is not None:
+                tokens += nodes * path
+                pairs += nodes * width * path
+        return tokens, pairs
+
 
 def shareable(row: Rendered) -> list[int]:
     """The tokens of a row that may stand in a shared node: all before the one that predicts its first loss token."""

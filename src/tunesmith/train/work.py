@@ -18,6 +18,12 @@ class Pass:
     computed: int
     """Tokens that pass through the model."""
     loss_tokens: int
+    attended: int = 0
+    """Tokens that nodes below the first level attend to, each node's with the path above it."""
+    masked: int = 0
+    """Pairs of tokens in the masks of these nodes."""
+    below: int = 0
+    """Of the computed tokens those below the first level."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def work_of(rows: Sequence[Rendered], passes: Sequence[list[int]], limits: Limit
         alone = lay_out(held, None)
         shared = lay_out(held, limits) if limits else alone
         tokens += alone.tokens
-        each.append(Pass(members, alone.computed, shared.computed, len(shared.targets)))
+        below = shared.computed - shared.levels[0]["input_ids"].numel()
+        each.append(Pass(members, alone.computed, shared.computed, len(shared.targets), *shared.below, below))
     longest = max(each, key=lambda one: (one.computed, one.apart))
     return Work(tokens, sum(one.apart for one in each), sum(one.computed for one in each), longest)
