@@ -143,7 +143,17 @@ def load_model(
         )
     if quantization == "nf4":
         _keep_unpacked(model)
+        _let_go_of_files(model)
     return model
+
+
+def _let_go_of_files(model: "PreTrainedModel") -> None:
+    """Copy what was not quantised on a CPU: a single tensor keeps the whole file of unquantised weights mapped."""
+    from bitsandbytes.nn import Params4bit
+
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and not isinstance(parameter, Params4bit):
+            parameter.data = parameter.data.clone()
 
 
 def _keep_unpacked(model: "PreTrainedModel") -> None:
