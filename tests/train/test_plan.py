@@ -1,7 +1,10 @@
 """What training takes of a machine: by the formula, by a measured pass that leaves nothing behind, and what to do."""
 
+import gc
+import os
 import re
 import resource
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from tests.train.test_trainer import rendered, trainer_for
-from tunesmith import hardware
+from tunesmith import bases, hardware
 from tunesmith.errors import EnvironmentFault, ExitCode
 from tunesmith.files import read_json
 from tunesmith.hardware import GIB, Hardware
@@ -103,6 +106,40 @@ def test_activations_are_what_autograd_keeps(line: Line, tmp_path: Path) -> None
         with nothing_happened(trainer), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             one_pass(trainer, longest.rows)
         assert expected == pytest.approx(sum(kept.values()), rel=0.05), (limits, dropout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the system does not tell what is mapped")
+def test_a_4_bit_base_does_not_hold_the_file_of_its_weights(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embeddings are a part of it, and with them the whole file would count as held."""
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("model.safetensors")
+
+    def mapped_by_loading() -> int:
+        gc.collect()
+        before = mapped()
+        model = line.base.model(dtype=torch.float32, quantization="nf4", device="cpu")
+        assert model.get_input_embeddings().weight.device.type == "cpu"
+        return mapped() - before
+
+    assert mapped_by_loading() == 0
+    monkeypatch.setattr(bases, "_let_go_of_files", lambda model: None)
+    assert mapped_by_loading() > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch aligns to pages on Linux only")
+def test_large_tensors_lie_on_pages() -> None:
+    """As the command sets it up: in a process of its own, for torch looks once."""
+    told = "import torch; held = [torch.empty(2**19) for _ in range(8)]; print(*(t.data_ptr() % 4096 for t in held))"
+    quiet = "from tunesmith.line import quiet_libraries; quiet_libraries(); "
+    without = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+
+    def places(code: str) -> set[str]:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=without)
+        return set(done.stdout.split())
+
+    assert places(quiet + told) == {"0"}
+    assert places(told) != {"0"}
 
 
 def test_a_container_has_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
