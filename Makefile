@@ -46,6 +46,7 @@ export: $(READY) ## RECIPE=<name>: write the bundle of a run that ships
 serve: $(READY) ## BUNDLE=dist/<name>-<version>: OpenAI-compatible HTTP on localhost, by transformers' own server
 	@test -d "$(BUNDLE)/merged" || { echo 'serve: set BUNDLE=dist/<name>-<version>; there are: $(wildcard dist/*)' >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]'
+	$(BIN)/tunesmith verify $(BUNDLE)
 	HF_HUB_OFFLINE=1 $(BIN)/transformers serve $(BUNDLE)/merged --host localhost
 
 tiny-base: $(TINY) ## Make the tiny random base that smoke and tests use
