@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.errors import UserError
+
 Problem = tuple[tuple[str, ...], str]
 """Where in a recipe something is wrong, and what."""
 
@@ -98,6 +100,21 @@ BEGINNINGS = re.compile(r"init_lora_weights|(eva|loftq|corda|lora_ga|kasa)_confi
 def without_beginning(lora: Mapping[str, Any]) -> dict[str, Any]:
     """What puts an adapter of the same shapes on a base that has no weights."""
     return {key: value for key, value in lora.items() if not BEGINNINGS.fullmatch(key)}
+
+
+def put_on(model: Any, lora: Mapping[str, Any]) -> Any:
+    """Put an adapter of the same shapes on a model without weights (`Base.hollow`); returns peft's model.
+
+    Raises:
+        UserError: peft refuses the settings for this base.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        asked = LoraConfig(task_type="CAUSAL_LM", **without_beginning(lora))
+        return get_peft_model(model, asked, low_cpu_mem_usage=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"lora: peft refuses it for this base: {str(error).splitlines()[0]}") from None
 
 
 def method_problems(recipe: Mapping[str, Any]) -> list[Problem]:

@@ -15,7 +15,7 @@ import torch
 
 from tests.train.test_trainer import rendered, trainer_for
 from tunesmith import bases, hardware
-from tunesmith.errors import EnvironmentFault, ExitCode
+from tunesmith.errors import EnvironmentFault, ExitCode, UserError
 from tunesmith.files import read_json
 from tunesmith.hardware import GIB, Hardware
 from tunesmith.line import Line
@@ -79,6 +79,13 @@ def test_sizes_are_those_of_the_model_that_will_be_trained(line: Line, tmp_path:
     bits = trainer_for(line, rendered(line, 8), tmp_path, quantization="nf4").model
     packed = [p for p in bits.parameters() if type(p).__name__ == "Params4bit"]
     assert sizes.linear == 2 * sum(p.numel() for p in packed) != 0
+
+
+@pytest.mark.parametrize("lora", [{"target_modules": ["nowhere"]}, {"layers_pattern": "layers"}])
+def test_an_adapter_that_peft_refuses_is_the_users_to_mend(line: Line, lora: dict[str, Any]) -> None:
+    recipe = with_settings(line.recipe, {"lora": {**line.recipe.lora, **lora}})
+    with pytest.raises(UserError, match="lora: peft refuses it for this base"):
+        anatomy(line.base, recipe)
 
 
 def test_activations_are_what_autograd_keeps(line: Line, tmp_path: Path) -> None:

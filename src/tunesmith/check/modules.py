@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.bases import Base
-from tunesmith.errors import UserError
-from tunesmith.methods import without_beginning
+from tunesmith.methods import put_on
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,16 @@ def adapted_modules(base: Base, lora: dict[str, Any]) -> Modules:
     Raises:
         UserError: peft refuses the settings for this base.
     """
-    from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
     model = base.hollow()
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     names = {name: id(module) for name, module in model.named_modules()}
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    try:
-        with warnings.catch_warnings():
-            # What peft warns of here is what the check says.
-            warnings.simplefilter("ignore")
-            asked = LoraConfig(task_type="CAUSAL_LM", **without_beginning(lora))
-            adapted = get_peft_model(model, asked, low_cpu_mem_usage=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"lora: peft refuses it for this base: {str(error).splitlines()[0]}") from None
+    with warnings.catch_warnings():
+        # What peft warns of here is what the check says.
+        warnings.simplefilter("ignore")
+        adapted = put_on(model, lora)
     text = model.config.get_text_config()
     layers = int(text.num_hidden_layers)
     by_layer: dict[int, set[str]] = {layer: set() for layer in range(layers)}

@@ -189,7 +189,7 @@ def as_asked(recipe: Recipe, trainer: Guarded) -> list[Finding]:
     ours = {"per_device_train_batch_size", "gradient_accumulation_steps", "report_to"}
     asked = {f"trainer.{key}": value for key, value in recipe.trainer_keys.items() if key not in ours}
     held = {f"trainer.{key}": getattr(trainer.args, key) for key in recipe.trainer_keys}
-    if recipe.trainer.get("kind") != "dpo":
+    if recipe.kind != "dpo":
         # What the adapter of a preference run looks like is the one's that it begins from. Patterns of names peft
         # resolves to names, and a first weight that `start` computes stands in no configuration.
         plain = {key: value for key, value in recipe.lora.items() if isinstance(value, (bool, int, float))}

@@ -16,7 +16,7 @@ from tunesmith import hardware
 from tunesmith.bases import Base
 from tunesmith.errors import EnvironmentFault
 from tunesmith.hardware import GIB, Hardware, Profile
-from tunesmith.methods import without_beginning
+from tunesmith.methods import put_on
 from tunesmith.prompt import Rendered
 from tunesmith.recipe import Recipe
 from tunesmith.team import here
@@ -61,16 +61,17 @@ class Anatomy:
 
 
 def anatomy(base: Base, recipe: Recipe) -> Anatomy:
-    """The sizes of a base with the recipe's adapter, without loading a weight."""
-    from peft import LoraConfig, get_peft_model
+    """The sizes of a base with the recipe's adapter, without loading a weight.
 
+    Raises:
+        UserError: peft refuses the recipe's `lora:` for this base.
+    """
     model = base.hollow()
     head = model.get_output_embeddings()
     every = sum(p.numel() for p in model.parameters())
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
     text = model.config.get_text_config()
-    lora = LoraConfig(task_type="CAUSAL_LM", **without_beginning(recipe.lora))
-    adapted = get_peft_model(model, lora, low_cpu_mem_usage=True)
+    adapted = put_on(model, recipe.lora)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     # peft's own word for the matrix that reads.
     readers = [m for name, m in adapted.named_modules() if name.endswith(".lora_A.default")]
