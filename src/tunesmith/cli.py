@@ -290,6 +290,30 @@ def gate(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: Run
 
 
 @app.command()
+def compare(
+    incumbent: Annotated[Path, typer.Argument(help="lm-eval's samples_*.jsonl, Inspect's .eval, or an arms/*.jsonl.")],
+    candidate: Annotated[Path, typer.Argument(help="The same of the one that would take its place.")],
+    metric: Annotated[str | None, typer.Option("--metric", help="Which score decides, if there are several.")] = None,
+    min_gain: Annotated[float, typer.Option("--min-gain", min=0, max=1, help="Smallest gain that is worth it.")] = 0.0,
+    alpha: Annotated[float, typer.Option("--alpha", min=0.0001, max=0.4, help="One-sided error rate.")] = 0.05,
+    group: Annotated[
+        str | None, typer.Option("--group", help="Key of a row's document or metadata whose rows count as one.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--filter", help="Which of lm-eval's filters.")] = None,
+) -> None:
+    """Weigh two logs of another harness as the gate would; exit 0, 10, 11 or 12 as for `gate`."""
+    from rich.console import Console
+
+    from tunesmith.gate import compare as comparison
+    from tunesmith.gate.interop import read_arm
+
+    arms = [read_arm(path, group=group, only=only) for path in (incumbent, candidate)]
+    found = comparison.compare(arms[0], arms[1], metric, min_gain, alpha)
+    comparison.show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    raise typer.Exit(found["exit_code"])
+
+
+@app.command()
 def export(
     recipe: RecipeName,
     base: BaseName = None,

@@ -6,15 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith.gate.evidence import Evidence
+from tunesmith.gate.words import headline, in_numbers, in_order, outcome
 
 SHOWN_ROWS = 5
-
-SENTENCES = {
-    "SHIP": "ships: it beats the best arm without training by more than noise, and nothing guarded got worse",
-    "BLOCK": "does not ship: a condition is shown to be unmet; more rows would not change that",
-    "INCONCLUSIVE": "does not ship: the evidence does not settle it",
-    "INVALID": "has no verdict: the comparison is broken",
-}
 
 
 def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) -> None:
@@ -32,7 +26,9 @@ def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) 
         for title, ids in (("Fixed", verdict["fixed"]), ("Broken", verdict["broken"])):
             console.print(f"\n{title} by the adapter: {len(ids)} rows{', the first:' if ids else ''}")
             _rows(ids[:SHOWN_ROWS], evidence, verdict["incumbent"], console)
-    console.print(f"\n[bold]{verdict['verdict']}[/bold]: {verdict['name']} {SENTENCES[verdict['verdict']]}.")
+    console.print(f"\n[bold]{verdict['verdict']}[/bold]: {headline(verdict)}.")
+    if numbers := in_numbers(verdict):
+        console.print(numbers, markup=False, soft_wrap=True)
     for reason in verdict["reasons"]:
         console.print(f"  - {reason}", markup=False, soft_wrap=True)
     if verdict["set"]:
@@ -53,8 +49,7 @@ def _arms(verdict: dict[str, Any]) -> Table:
         "tokens in/out",
     ):
         table.add_column(column, overflow="fold", justify="left" if column == "arm" else "right")
-    order = ["zero_shot", "few_shot", "retrieval", "constrained", "adapter", "merged"]
-    for name in sorted(verdict["arms"], key=lambda arm: order.index(arm) if arm in order else len(order)):
+    for name in in_order(verdict["arms"]):
         arm = verdict["arms"][name]
         shown = arm[verdict["primary"]]
         table.add_row(
@@ -88,11 +83,10 @@ def _terms(verdict: dict[str, Any]) -> Table:
     for column in ("term", "outcome", "estimate", "interval", "n", "what it says"):
         table.add_column(column, overflow="fold")
     for term in verdict["terms"]:
-        outcome = "pass" if term["pass"] else "open" if term["undecided"] else "FAIL"
         numbers = ("", "", "")
         if term["estimate"] is not None:
             numbers = (f"{term['estimate']:+.3f}", f"{term['ci_low']:+.3f} to {term['ci_high']:+.3f}", str(term["n"]))
-        table.add_row(term["name"], outcome, *numbers, term["says"])
+        table.add_row(term["name"], outcome(term), *numbers, term["says"])
     return table
 
 

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import read_json, sha256_json, write_json
+from tunesmith.files import read_json, sha256_json, write_atomic, write_json
 from tunesmith.gate import ledger
 from tunesmith.gate.evidence import read_evidence
+from tunesmith.gate.junit import junit
+from tunesmith.gate.page import PAGE, write_page
+from tunesmith.gate.summary import summary
 from tunesmith.gate.verdict import judge
 from tunesmith.leaks import find_leaks, row_texts
 from tunesmith.recipe import LoadedRecipe
@@ -16,7 +19,7 @@ from tunesmith.runs import Run, versions
 
 
 def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
-    """Weigh a run's evidence and write `verdict.json` into `out`.
+    """Weigh a run's evidence and write `verdict.json` into `out`, and beside it the same as page, JUnit and Markdown.
 
     Raises:
         UserError: evidence is missing.
@@ -48,6 +51,10 @@ def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
         if name in verdict["arms"]:
             verdict["arms"][name] |= {"shots": arm.about["shots"], "k": arm.about["k"]}
     write_json(out / "verdict.json", verdict)
+    sources = {row.id: row.source for row in Dataset(loaded.data_directory).rows("gate")}
+    write_page(out / PAGE, verdict, evidence, sources, loaded.label)
+    write_atomic(out / "junit.xml", junit(verdict))
+    write_atomic(out / "verdict.md", summary(verdict))
     ledger.enter(
         ledger_path,
         {

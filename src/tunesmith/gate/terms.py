@@ -116,17 +116,24 @@ def _counted(leaks: Mapping[str, int]) -> str:
 
 def gain(arm: Arm, incumbent: Arm, recipe: Recipe) -> Term:
     """What ships beats the incumbent: lower bound above 0, and a gain of at least `gate.min_gain`."""
-    metric, wanted = recipe.score.primary, recipe.gate.min_gain
-    interval = paired_interval(arm.scores(metric), incumbent.scores(metric), arm.groups, recipe.gate.alpha)
+    return paired_gain(
+        f"gain_{arm.name}", arm, incumbent, recipe.score.primary, recipe.gate.min_gain, recipe.gate.alpha
+    )
+
+
+def paired_gain(name: str, arm: Arm, incumbent: Arm, metric: str, wanted: float, alpha: float) -> Term:
+    """An arm beats another on the same rows: lower bound above 0, and a gain of at least `wanted`."""
+    interval = paired_interval(arm.scores(metric), incumbent.scores(metric), arm.groups, alpha)
     if interval.low > 0 and interval.estimate >= wanted:
         outcome: Outcome = "pass"
     else:
-        outcome = "fail" if interval.high < wanted else "open"
+        # The upper bound may be at `wanted` at least, or at 0 where nothing is wanted but more than noise.
+        outcome = "fail" if interval.high < wanted or interval.high <= 0 else "open"
     # If the estimate stays, more rows settle it: for good above 0 where it is enough, below `wanted` where it is not.
     enough = interval.estimate >= wanted
     needed = rows_needed(interval, 0.0 if enough else wanted)
     return _term(
-        f"gain_{arm.name}",
+        name,
         "superiority",
         outcome,
         f"{metric} of {arm.name} over {incumbent.name}: above 0 by more than noise, and at least {wanted:+.3f}",
