@@ -76,7 +76,7 @@ def test_a_narrow_terminal_folds_names_and_numbers_and_cuts_none(evidence: Evide
             "BLOCK",
             ["smoke does not ship: a condition is shown", "not met: exact_match of adapter over retrieval"],
         ),
-        (9, 4, "INCONCLUSIVE", ["does not ship: the evidence does not settle it", "rows would settle it", "open"]),
+        (9, 4, "INCONCLUSIVE", ["does not ship yet: the evidence does not settle it", "rows would settle it", "open"]),
     ],
 )
 def test_the_report_says_the_verdict_and_why(

@@ -1,5 +1,6 @@
 """The page of a verdict: one file with nothing outside it and no script, from verdict.json and the arms' rows."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,15 @@ def write_page(
         "classes": classes_drawn(verdict, compared) if names else [],
         "together": _together(verdict),
         "untested": untested(verdict),
-        "recipe_file": recipe_file,
+        "command": shlex.join(_command(verdict, recipe_file)),
+            ["tunesmith", "run", recipe_file, *(w for one in verdict["set"] for w in ("--set", one))]
+        ),
     }
     write_atomic(path, fill("tunesmith.gate", "verdict.html.jinja", told, {"share": share}))
+
+
+def _command(verdict: Mapping[str, Any], recipe_file: str) -> list[str]:
+    return ["tunesmith", "run", recipe_file, *(word for one in verdict["set"] for word in ("--set", one))]
 
 
 def untested(verdict: Mapping[str, Any]) -> list[str]:
