@@ -46,8 +46,6 @@ def write_page(
         "together": _together(verdict),
         "untested": untested(verdict),
         "command": shlex.join(_command(verdict, recipe_file)),
-            ["tunesmith", "run", recipe_file, *(w for one in verdict["set"] for w in ("--set", one))]
-        ),
     }
     write_atomic(path, fill("tunesmith.gate", "verdict.html.jinja", told, {"share": share}))
 
