@@ -300,6 +300,7 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("data.directory", "data/toy", "recipes/toy.yaml:4"),
         ("data.schema", "data/toy/schema.json", "recipes/toy.yaml:5"),
         ("data.max_tokens", 64, "recipes/toy.yaml:6"),
+        ("score.judge", None, "default"),
         ("score.kind", "json", "default"),
         ("score.primary", "exact_match", "default"),
         ("lora.r", 16, "recipes/toy.yaml:8"),

@@ -95,7 +95,8 @@ class Inputs:
         return self._common() | {
             "way": dict(way),
             "seed": self.recipe.seed,
-            "score": self.recipe.score.kind,
+            "score": self.recipe.score.decides(),
+            "judge": self.recipe.score.judge and self.recipe.score.judge.model_dump(),
             "max_new_tokens": self.recipe.arms.max_new_tokens,
         }
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -19,6 +19,7 @@ from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.methods import REFUSED, method_problems
 from tunesmith.reserved import MUST_STATE, RANGES, RESERVED
+from tunesmith.scoring import KINDS, JsonScore, ScoreSection, kind_of
 from tunesmith.secrets import secrets
 from tunesmith.sections import (
     ArmsSection,
@@ -29,7 +30,6 @@ from tunesmith.sections import (
     GateSection,
     HardwareSection,
     LaunchSection,
-    ScoreSection,
     Section,
 )
 from tunesmith.yaml_source import Keys, YamlSource, leaves, read_yaml
@@ -52,7 +52,7 @@ class Recipe(Section):
     """`nf4` trains on a 4-bit base (QLoRA); the merge always goes into the unquantised base."""
     data: DataSection
     curate: CurateSection = CurateSection()
-    score: ScoreSection = ScoreSection()
+    score: ScoreSection = JsonScore()
     lora: dict[str, Any]
     """Verbatim keys of peft.LoraConfig."""
     lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
@@ -306,9 +306,12 @@ def _range_problem(section: str, key: str, value: Any) -> str | None:
 
 def _as_text(location: tuple[int | str, ...], error: Any, source: YamlSource, label: str) -> str:
     keys: Keys = tuple(location)
+    if keys[0] == "score" and keys[1:2] and keys[1] in KINDS:
+        # Which of the kinds was tried is no key of the recipe.
+        keys = (keys[0], *keys[2:])
     where = f"{source.place(keys, label)}: {'.'.join(str(key) for key in keys)}"
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_did_you_mean(str(keys[-1]), _known_keys(keys[:-1]))}"
+        return f"{where}: unknown key{_did_you_mean(str(keys[-1]), _known_keys(keys[:-1], source))}"
     if error["type"] == "missing":
         return f"{where}: missing; a recipe states it"
     message = error["msg"].removeprefix("Value error, ")
@@ -317,10 +320,14 @@ def _as_text(location: tuple[int | str, ...], error: Any, source: YamlSource, la
     return f"{where}: {message[0].lower()}{message[1:]}{value}"
 
 
-def _known_keys(keys: Keys) -> set[str]:
+def _known_keys(keys: Keys, source: YamlSource) -> set[str]:
     model: Any = Recipe
     for key in keys:
-        model = model.model_fields[key].annotation
+        if isinstance(key, int):
+            continue
+        model = KINDS[kind_of(source.values["score"])] if key == "score" else model.model_fields[key].annotation
+        # Of `Section | None`, and of `list[Section]`, the section.
+        model = next((part for part in (model, *get_args(model)) if hasattr(part, "model_fields")), model)
     names = {info.alias or name for name, info in model.model_fields.items()}
     return names | {"extends"} if model is Recipe else names
 
@@ -350,7 +357,10 @@ def recipe_json_schema() -> dict[str, Any]:
             "properties": keys,
             "additionalProperties": False,
         }
-    # A child recipe states only what differs from its parent, in sections too.
+    # A child recipe states only what differs from its parent, in sections too; of the score not even the kind.
+    score = schema["properties"]["score"]
+    for kind in score.setdefault("anyOf", score.pop("oneOf")):
+        schema["$defs"][kind["$ref"].rpartition("/")[2]].pop("required", None)
     required = {section: list(keys) for section, keys in MUST_STATE.items()}
     for key, value in schema["properties"].items():
         section = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})

@@ -3,11 +3,13 @@
 What a recipe says of its data, before any row of it is trained on, stands in `curation`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Key = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -25,15 +27,6 @@ class DataSection(Section):
     """JSON Schema file that every completion must satisfy, relative to the project."""
     max_tokens: Annotated[int, Field(ge=16)]
     """Longest training row, prompt and completion together; a longer row fails the check, none is cut."""
-
-
-class ScoreSection(Section):
-    """How one answer is scored."""
-
-    kind: Literal["json"] = "json"
-    """`json`: the answer is one JSON object, compared field by field."""
-    primary: Literal["exact_match", "field_f1"] = "exact_match"
-    """The metric that decides."""
 
 
 class HardwareSection(Section):
@@ -110,6 +103,51 @@ class ArmsSection(Section):
     """Numbers of BM25-nearest training rows to try as shots; dev picks one. Empty leaves the arm out."""
     constrained: bool = True
     """Whether to try JSON-schema-constrained decoding on top of the better kind of shots."""
+
+
+class RuleSection(Section):
+    """One thing that an answer must hold; exactly one test."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Names the rule's metric, `rule_<name>`."""
+    matches: Key | None = None
+    """A regular expression that must be found."""
+    never_matches: Key | None = None
+    """A regular expression that must not be found."""
+    contains: list[Key] | None = None
+    """Texts that must all stand in the answer."""
+    never_contains: list[Key] | None = None
+    """Texts of which none may stand in the answer."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    min_characters: Annotated[int, Field(ge=1)] | None = None
+    max_words: Annotated[int, Field(ge=1)] | None = None
+    min_words: Annotated[int, Field(ge=1)] | None = None
+    max_lines: Annotated[int, Field(ge=1)] | None = None
+    ignore_case: bool = False
+    """Whether texts and expressions are found in either case."""
+
+    @property
+    def test(self) -> tuple[str, Any]:
+        """The test that is stated, and what it was told."""
+        return next((key, value) for key, value in self._stated().items())
+
+    def _stated(self) -> dict[str, Any]:
+        return {k: v for k, v in self.model_dump().items() if k not in ("name", "ignore_case") and v is not None}
+
+    @model_validator(mode="after")
+    def _one_test(self) -> "RuleSection":
+        if len(self._stated()) != 1:
+            tests = [key for key in RuleSection.model_fields if key not in ("name", "ignore_case")]
+            raise ValueError(f"rule {self.name!r} must state one test, one of {', '.join(tests)}")
+        test, told = self.test
+        if test.endswith("matches"):
+            try:
+                regex.compile(told)
+            except regex.error as error:
+                raise ValueError(f"rule {self.name!r}: {told!r} is no regular expression: {error}") from None
+        elif told == []:
+            raise ValueError(f"rule {self.name!r}: {test} names no text")
+        return self
 
 
 class GateSection(Section):

@@ -16,7 +16,7 @@ from tunesmith.evaluate.generate import (
     settings_for,
     shared_prefix,
 )
-from tunesmith.evaluate.score_json import parse_strict
+from tunesmith.evaluate.score_form import parse_strict
 from tunesmith.line import Line
 from tunesmith.schema import read_schema
 
@@ -168,7 +168,7 @@ def test_constrained_answers_satisfy_the_schema(line: Line) -> None:
     bound = generate(
         line.base_model, arena.renderer, prompts, arena.settings, prefix=0, label="bound", constraint=constraint
     )
-    assert all(arena.validator.is_valid(parse_strict(answer.text)) for answer in bound.values())
+    assert all(arena.scorer.validator.is_valid(parse_strict(answer.text)) for answer in bound.values())
     assert all(answer.ended for answer in bound.values())
     assert not any(answer.text.startswith("{") for answer in free.values())
 

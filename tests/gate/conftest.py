@@ -33,6 +33,7 @@ def scored_row(index: int, group: str, right: bool) -> dict[str, Any]:
             "json_strict": 1.0,
             "json_lenient": 1.0,
             "exact_match_lenient": float(right),
+            "normalised_match": float(right),
             "schema_valid": 1.0,
             "hallucinated": 0.0,
         },
@@ -41,7 +42,9 @@ def scored_row(index: int, group: str, right: bool) -> dict[str, Any]:
             "wrong": [] if right else ["colour"],
             "missed": [] if right else ["colour"],
         },
-        "failure": None if right else "wrong_value",
+        "values": {} if right else {"colour": "wrong_in_source"},
+        "failure": None if right else "wrong_in_source",
+        "labels": [] if right else ["wrong_in_source"],
     }
 
 
@@ -58,6 +61,7 @@ def scored_arm(name: str, right: Sequence[bool], groups: Sequence[str]) -> Arm:
         "settings": dict(SETTINGS),
         "computed_on": {"device": "cpu", "dtype": "float32"},
         "prefix_tokens": 10,
+        "scorer": {"kind": "json", "digest": "3" * 64, "self_test": []},
     }
     rows = [scored_row(i, group, ok) for i, (ok, group) in enumerate(zip(right, groups, strict=True))]
     return Arm(name, about, rows)

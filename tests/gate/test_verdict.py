@@ -200,6 +200,10 @@ def with_guards(evidence: Evidence, **changes: Any) -> Evidence:
     return replace(evidence, guards=evidence.guards | changes)
 
 
+def scored_as(arm: Arm, **changes: Any) -> Arm:
+    return replace(arm, about=arm.about | {"scorer": arm.scorer | changes})
+
+
 def without_last_row(evidence: Evidence, *names: str) -> Evidence:
     for name in names:
         evidence = with_arm(evidence, name, rows=evidence.arms[name].rows[:-1])
@@ -229,6 +233,22 @@ BREAKS: dict[str, tuple[Callable[[Evidence], Evidence], str]] = {
     "an arm had longer answers": (
         lambda e: with_about(e, "retrieval", settings=e.arms["retrieval"].about["settings"] | {"max_new_tokens": 25}),
         "same_settings",
+    ),
+    "an arm was scored by another scorer": (
+        lambda e: with_about(e, "merged", scorer={"kind": "json", "digest": "4" * 64, "self_test": []}),
+        "same_scorer",
+    ),
+    "every arm was scored by another kind of scorer": (
+        lambda e: replace(e, arms={name: scored_as(arm, kind="label") for name, arm in e.arms.items()}),
+        "same_scorer",
+    ),
+    "the scorer cannot tell right from wrong": (
+        lambda e: replace(e, arms={name: scored_as(arm, self_test=["no"]) for name, arm in e.arms.items()}),
+        "scorer_self_test",
+    ),
+    "the scorer of one arm was not tested": (
+        lambda e: with_about(e, "retrieval", scorer={"kind": "json", "digest": "3" * 64}),
+        "scorer_self_test",
     ),
     "a gate row stands in train": (lambda e: replace(e, leaks={"near": 1}), "no_leaks"),
     "the adapter changes nothing": (lambda e: with_guards(e, adapter_changes_logits=0.0), "adapter_at_work"),
@@ -327,7 +347,7 @@ def test_only_what_passes_every_term_ships(drawn: dict[str, Any], make_evidence:
         assert sum(adapter) - sum(retrieval) >= 0.1 * n
         assert sum(merged) - sum(adapter) > -0.1 * n
         assert sum(drawn["rise"]) / 4 < 3.0
-        assert len(verdict["terms"]) == 14
+        assert len(verdict["terms"]) == 16
 
 
 def test_an_arm_against_itself_never_ships(make_evidence: MakeEvidence, recipe: Recipe) -> None:

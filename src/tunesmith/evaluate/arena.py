@@ -16,28 +16,18 @@ from tunesmith.bases import Base
 from tunesmith.evaluate.arms import Retriever, few_shots, with_shots
 from tunesmith.evaluate.constrain import admitted, json_constraint
 from tunesmith.evaluate.generate import Answer, Settings, generate, settings_for, shared_prefix
-from tunesmith.evaluate.score_json import score
+from tunesmith.evaluate.judge import judge_lines
+from tunesmith.evaluate.scorers import Scorer, scorer_of, self_test
 from tunesmith.evaluate.ways import ZERO_SHOT, Way
 from tunesmith.files import read_jsonl, write_json, write_jsonl
 from tunesmith.prompt import Rendered, Renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rows import Dataset, Message, Row, Split
-from tunesmith.schema import validator_of
-
-METRICS = (
-    "exact_match",
-    "field_f1",
-    "json_strict",
-    "json_lenient",
-    "exact_match_lenient",
-    "schema_valid",
-    "hallucinated",
-)
 
 
 def means(scored: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean of each metric over scored rows."""
-    return {name: mean(line["scores"][name] for line in scored) for name in METRICS}
+    return {name: mean(line["scores"][name] for line in scored) for name in scored[0]["scores"]}
 
 
 class Arena:
@@ -60,7 +50,8 @@ class Arena:
         self.computed_on = computed_on
         self.renderer = Renderer(base.tokenizer(), base.end_ids())
         self.settings: Settings = settings_for(self.renderer, recipe.arms.max_new_tokens, batch_tokens)
-        self.validator = validator_of(schema)
+        self.scorer: Scorer = scorer_of(recipe, schema)
+        self._self_tests: dict[Split, list[str]] = {}
         self.prompt_digest = self.renderer.digest(dataset.manifest()["systems"])
 
     @cached_property
@@ -109,6 +100,8 @@ class Arena:
         else:
             answers = self._constrain(model, prompts, read_jsonl(free), label=f"{split} {way.label}", prefix=prefix)
         scored = self._scored(rows, answers)
+        asked = self.recipe.score.judge if split == "gate" else None
+        judged = {"judge": judge_lines(asked, rows, scored)} if asked else {}
         file = out / way.file(split)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file.with_suffix(".jsonl"), scored)
@@ -129,8 +122,17 @@ class Arena:
                 "prefix_tokens": prefix,
                 "tokens_in": sum(line["tokens_in"] for line in scored),
                 "means": means(scored),
+                "corpus": self.scorer.corpus(scored),
+                "scorer": self.about_scorer(split),
+                **judged,
             },
         )
+
+    def about_scorer(self, split: Split) -> dict[str, Any]:
+        """Which scorer scored, and what its self-test on the rows of a split found wrong with it."""
+        if split not in self._self_tests:
+            self._self_tests[split] = self_test(self.scorer, self.dataset.rows(split))
+        return {"kind": self.scorer.kind, "digest": self.scorer.digest(), "self_test": self._self_tests[split]}
 
     def score(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
         """The means over some rows that a model answers as their messages stand; writes and shows nothing."""
@@ -141,7 +143,7 @@ class Arena:
         scored = []
         for index, row in enumerate(rows):
             answer = answers[index]
-            scores = score(answer.text, answer.ended, row, self.validator)
+            found = self.scorer.score(answer.text, answer.ended, row)
             scored.append(
                 {
                     "id": row.id,
@@ -153,9 +155,7 @@ class Arena:
                     "tokens_in": answer.tokens_in,
                     "tokens_out": answer.tokens_out,
                     "seconds": answer.seconds,
-                    "scores": {name: scores[name] for name in METRICS},
-                    "fields": scores["fields"],
-                    "failure": scores["failure"],
+                    **found,
                 }
             )
         return scored

@@ -63,11 +63,11 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
     chosen = [ZERO_SHOT]
     for arm in ("few_shot", "retrieval"):
         if of_arm := [way for way in tried if way.arm == arm]:
-            chosen.append(best(of_arm, dev, primary))
+            chosen.append(best(of_arm, dev, recipe.score))
     if recipe.arms.constrained:
         tried.append(constrained_way(arena, dev))
         chosen.append(tried[-1])
-    incumbent = best(chosen, dev, primary)
+    incumbent = best(chosen, dev, recipe.score)
     write_json(
         out / "selection.json",
         {
@@ -81,7 +81,7 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
 
 def constrained_way(arena: Arena, dev: Path) -> Way:
     """Constrained decoding on top of the better kind of shots on dev."""
-    shots = best(untrained_ways(arena.recipe), dev, arena.recipe.score.primary)
+    shots = best(untrained_ways(arena.recipe), dev, arena.recipe.score)
     return Way("constrained", shots.shots, shots.k)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from tunesmith.files import read_json
 from tunesmith.recipe import Recipe
 from tunesmith.rows import Split
+from tunesmith.scoring import ScoreSection
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ def untrained_ways(recipe: Recipe) -> list[Way]:
     return [ZERO_SHOT, *few, *near]
 
 
-def best(ways: Sequence[Way], dev: Path, primary: str) -> Way:
-    """The way with the highest primary metric on dev; of equals, field F1 decides, then the shorter prompts."""
+def best(ways: Sequence[Way], dev: Path, score: ScoreSection) -> Way:
+    """The way with the highest primary metric on dev; of equals, the kind's second one, then the shorter prompts."""
 
     def rank(way: Way) -> tuple[float, float, int]:
         summary = read_json(dev / f"{way.label}.json")
-        return summary["means"][primary], summary["means"]["field_f1"], -summary["tokens_in"]
+        return summary["means"][score.primary], summary["means"][score.tie_break], -summary["tokens_in"]
 
     return max(ways, key=rank)
 

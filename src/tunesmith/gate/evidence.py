@@ -23,6 +23,12 @@ class Arm:
         return [float(row["scores"][metric]) for row in self.rows]
 
     @property
+    def scorer(self) -> dict[str, Any]:
+        """Which scorer scored the rows: `kind`, `digest`, and what its `self_test` found wrong with it."""
+        found: dict[str, Any] = self.about.get("scorer", {})
+        return found
+
+    @property
     def groups(self) -> list[str]:
         """The group of every row, in file order."""
         return [row["group"] for row in self.rows]

@@ -18,8 +18,12 @@ def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) 
     if verdict["arms"]:
         console.print(f"\nArms on the gate rows ({level} intervals; * is the incumbent, chosen on dev)\n")
         console.print(_arms(verdict))
-        console.print("\nFields, F1\n")
-        console.print(_fields(verdict))
+        for name, arm in verdict["arms"].items():
+            if "judge" in arm:
+                console.print(f"  {_judged(name, arm['judge'])}", markup=False, soft_wrap=True)
+        if all("fields" in verdict["arms"][name] for name in ("adapter", verdict["incumbent"])):
+            console.print("\nFields, F1\n")
+            console.print(_fields(verdict))
     console.print("\nTerms\n")
     console.print(_terms(verdict))
     if verdict["arms"]:
@@ -38,16 +42,11 @@ def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) 
 
 def _arms(verdict: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in (
-        "arm",
-        verdict["primary"],
-        "field F1",
-        "valid JSON",
-        "lenient",
-        "schema",
-        "invented",
-        "tokens in/out",
-    ):
+    arms, columns = verdict["arms"].values(), verdict["score"]["columns"]
+    with_fields = all("fields_micro" in arm for arm in arms)
+    corpus = list(dict.fromkeys(metric for arm in arms for metric in arm.get("corpus", {})))
+    headings = ["field F1"] * with_fields + list(columns.values()) + [metric.replace("_", " ") for metric in corpus]
+    for column in ("arm", verdict["primary"], *headings, "tokens in/out"):
         table.add_column(column, overflow="fold", justify="left" if column == "arm" else "right")
     for name in in_order(verdict["arms"]):
         arm = verdict["arms"][name]
@@ -55,14 +54,18 @@ def _arms(verdict: dict[str, Any]) -> Table:
         table.add_row(
             name + (f" k={arm['k']}" if arm.get("k") else "") + ("*" if name == verdict["incumbent"] else ""),
             f"{shown['mean']:.3f} ({shown['ci_low']:.3f}-{shown['ci_high']:.3f})",
-            f"{arm['fields_micro']['f1']:.3f}",
-            f"{arm['json_strict']['mean']:.3f}",
-            f"{arm['json_lenient']['mean']:.3f}",
-            f"{arm['schema_valid']['mean']:.3f}",
-            f"{arm['hallucinated']['mean']:.3f}",
+            *([f"{arm['fields_micro']['f1']:.3f}"] if with_fields else []),
+            *(f"{arm[metric]['mean']:.3f}" for metric in columns),
+            *(f"{arm['corpus'][metric]:.3f}" if metric in arm.get("corpus", {}) else "" for metric in corpus),
             f"{arm['tokens_in']}/{arm['tokens_out']}",
         )
     return table
+
+
+def _judged(name: str, judged: dict[str, Any]) -> str:
+    flips = "none asked" if judged["flip_rate"] is None else f"{judged['flip_rate']:.0%} flip with the order"
+    preferred = f"{judged['preferred']:.3f} by {judged['model']}"
+    return f"{name}: preferred to the reference {preferred}, of {judged['rows']} rows ({flips}); decides nothing"
 
 
 def _fields(verdict: dict[str, Any]) -> Table:

@@ -5,7 +5,7 @@ superiority term says that the adapter beats the incumbent by more than noise an
 that nothing guarded got worse; "no significant drop" is not such a statement, a bound within a margin is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -82,6 +82,16 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
             "one generation config on one device and dtype made all answers",
         ),
         (
+            "same_scorer",
+            len({arm.scorer.get("digest") for arm in arms}) == 1 and adapter.scorer.get("kind") == recipe.score.kind,
+            "one scorer, by its source, settings and schema, scored all arms",
+        ),
+        (
+            "scorer_self_test",
+            all(arm.scorer.get("self_test") == [] for arm in arms),
+            f"the scorer gives gold 1, nothing 0 and another row's answer less (found: {_faults(arms)})",
+        ),
+        (
             "enough_rows",
             len(adapter.rows) >= recipe.gate.min_rows and len(set(adapter.groups)) >= 2,
             f"at least {recipe.gate.min_rows} gate rows",
@@ -108,6 +118,11 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
         ),
     ]
     return [Term(name, "integrity", "pass" if holds else "fail", says) for name, holds, says in facts]
+
+
+def _faults(arms: Sequence[Arm]) -> str:
+    found = {fault: None for arm in arms for fault in arm.scorer.get("self_test", ["no self-test"])}
+    return "; ".join(found) or "none wrong"
 
 
 def _counted(leaks: Mapping[str, int]) -> str:

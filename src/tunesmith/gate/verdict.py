@@ -34,6 +34,7 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[
         "reasons": reasons(terms, verdict),
         "terms": [term.as_dict() for term in terms],
         "primary": metric,
+        "score": {"kind": recipe.score.kind, "columns": recipe.score.columns},
         "ci_level": 1 - 2 * recipe.gate.alpha,
         "arms": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.arms.items()} if complete else {},
         "incumbent": incumbent.name,
@@ -68,7 +69,7 @@ def reasons(terms: list[Term], verdict: str) -> list[str]:
 
 
 def describe(arm: Arm, alpha: float) -> dict[str, Any]:
-    """An arm's metrics with intervals, its fields, tokens and latency."""
+    """An arm's metrics with intervals, its fields where its scorer has them, tokens and latency."""
     metrics = list(arm.rows[0]["scores"])
     described: dict[str, Any] = {}
     for metric in metrics:
@@ -79,8 +80,13 @@ def describe(arm: Arm, alpha: float) -> dict[str, Any]:
             "ci_high": interval.high,
             "n": interval.n,
         }
-    described["fields"] = fields(arm)
-    described["fields_micro"] = micro(arm)
+    if any("fields" in row for row in arm.rows):
+        described["fields"] = fields(arm)
+        described["fields_micro"] = micro(arm)
+    if corpus := arm.about.get("corpus"):
+        described["corpus"] = corpus
+    if judged := arm.about.get("judge"):
+        described["judge"] = judged
     described |= cost(arm)
     return described
 

@@ -158,7 +158,8 @@ def train(
         )
         page.write(out / PAGE)
         write_json(out / "choice.json", trainer.choice.as_dict())
-        plot_loss(watch.lines, out / "loss.png", trainer.choice.chosen["step"])
+        metrics = (recipe.score.primary, recipe.score.tie_break)
+        plot_loss(watch.lines, out / "loss.png", trainer.choice.chosen["step"], metrics)
         lora = trainer.model.peft_config["default"]
         write_lock(out / "recipe.lock.yaml", loaded, profile, lora, trainer.args, base, beginning)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,10 +112,10 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         stream.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def plot_loss(lines: list[dict[str, Any]], path: Path, chosen: int) -> None:
+def plot_loss(lines: list[dict[str, Any]], path: Path, chosen: int, metrics: Sequence[str]) -> None:
     """Draw train.jsonl as PNG: losses by step, and below them the dev scores where rows were answered.
 
-    `chosen` is the step whose adapter is published.
+    `chosen` is the step whose adapter is published, `metrics` are the scores that are drawn.
     """
     of_pairs = any("rewards/margins" in line for line in lines)
     held_out, unit = ("dev_loss", "pair") if of_pairs else ("dev_nll", "completion token")
@@ -136,8 +137,9 @@ def plot_loss(lines: list[dict[str, Any]], path: Path, chosen: int) -> None:
     losses.set_ylim(bottom=0)
     if scored:
         steps = [line["step"] for line in scored]
-        for key, label, style in (("dev_exact_match", "exact match", "-o"), ("dev_field_f1", "field F1", ":s")):
-            axes[1, 0].plot(steps, [line[key] for line in scored], style, label=label, linewidth=1.5)
+        for metric, style in zip(dict.fromkeys(metrics), ("-o", ":s"), strict=False):
+            values = [line[f"dev_{metric}"] for line in scored]
+            axes[1, 0].plot(steps, values, style, label=metric.replace("_", " "), linewidth=1.5)
         axes[1, 0].set_ylabel(f"mean score of {scored[-1]['dev_rows']} dev rows")
         axes[1, 0].set_ylim(-0.03, 1.03)
         for panel in axes[:, 0]:
