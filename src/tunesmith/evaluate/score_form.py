@@ -235,7 +235,8 @@ def canonical(value: Any) -> str:
     `1,200`, `1200` and `1200.0` are one number; `007` is no number, so it is not 7. A number and its text are one.
     """
     if isinstance(value, str):
-        text = folded(value).strip(" .,;:!?\"'\u2018\u2019\u201c\u201d")
+        whole = folded(value)
+        text = whole.strip(" .,;:!?\"'\u2018\u2019\u201c\u201d") or whole
     else:
         text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     if not NUMBER.fullmatch(text):
@@ -252,4 +253,7 @@ def stands_in(text: str, folded_source: str) -> bool:
         return False
     before = r"(?<![0-9a-z_])" if re.match(r"[0-9a-z_]", wanted) else ""
     after = r"(?![0-9a-z_])" if re.match(r"[0-9a-z_]", wanted[-1]) else ""
+    # Nor of `3.5` or `3,500` where `3` or `5` is looked for.
+    before += r"(?<![0-9][.,])" if wanted[0].isdigit() else ""
+    after += r"(?![.,][0-9])" if wanted[-1].isdigit() else ""
     return re.search(before + re.escape(wanted) + after, folded_source) is not None

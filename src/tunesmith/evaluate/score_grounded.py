@@ -71,10 +71,8 @@ def score(text: str, ended: bool, row: Row, settings: GroundedScore, validator: 
     """
     wanted = read_claim(row.reference, settings)
     if wanted is None:
-        keys = f"{settings.answer!r} and {settings.citation!r}"
-        raise ValueError(
-            f"is not a JSON object that has {keys}, both null or both texts" if settings.answer else "is empty"
-        )
+        keys = f"the keys {settings.answer!r} and {settings.citation!r}, both null or both texts"
+        raise ValueError(f"is not a JSON object with {keys}" if settings.answer else "is empty")
     if settings.answer is None:
         form = read_field(text, ended, None, None)
         whole = text.strip() == row.reference.strip()
