@@ -274,9 +274,7 @@ class GroundedScore(ScoreKind):
     @model_validator(mode="after")
     def _fits_together(self) -> "GroundedScore":
         if (self.answer is None) != (self.abstention is not None):
-            raise ValueError(
-                "`abstention` is the text of an answer that is text (`answer: null`); state both or neither"
-            )
+            raise ValueError("`abstention` belongs to an answer that is text, `answer: null`; state both or neither")
         if self.answer is None and self.quote is not None:
             raise ValueError("quote: of an answer that is text, what stands in double quotation marks is quoted")
         try:
