@@ -105,6 +105,11 @@ class Base:
         config = read_json(self.directory / "config.json")
         return int(config.get("text_config", config).get("max_position_embeddings", 2048))
 
+    def vocabulary(self) -> int:
+        """The width of the logits."""
+        config = read_json(self.directory / "config.json")
+        return int(config.get("text_config", config)["vocab_size"])
+
     def cached_numbers_per_token(self) -> int:
         """How many numbers a token's keys and values are, over all layers."""
         config = read_json(self.directory / "config.json")

@@ -12,7 +12,8 @@ from tunesmith import adapters, bases, trackers
 from tunesmith.bases import Base
 from tunesmith.beginning import Beginning
 from tunesmith.errors import UserError
-from tunesmith.evaluate.ways import Way
+from tunesmith.evaluate.knowledge import knowledge_digest
+from tunesmith.evaluate.ways import Way, adapter_ways
 from tunesmith.files import read_json, sha256_file
 from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
@@ -91,14 +92,28 @@ class Inputs:
             trained_on["answered"] = {"score": recipe["score"], "max_new_tokens": self.recipe.arms.max_new_tokens}
         return trained_on
 
-    def _answered_by(self, way: Mapping[str, Any]) -> dict[str, Any]:
+    def _answered_by(self, *ways: Mapping[str, Any]) -> dict[str, Any]:
         return self._common() | {
-            "way": dict(way),
+            "ways": [dict(way) for way in ways],
+            **self._found_by(*ways),
             "seed": self.recipe.seed,
             "score": self.recipe.score.decides(),
             "judge": self.recipe.score.judge and self.recipe.score.judge.model_dump(),
             "max_new_tokens": self.recipe.arms.max_new_tokens,
         }
+
+    def _found_by(self, *ways: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides which rows or passages stand beside a question, if any of some ways puts them there."""
+        kinds, knowledge = {way.get("shots") for way in ways}, self.recipe.arms.knowledge
+        found: dict[str, Any] = {}
+        if kinds & {"retrieval", "documents"}:
+            found["retriever"] = self.recipe.arms.retriever
+        if kinds & {"documents", "gold_context"} and knowledge and self.loaded.knowledge_path:
+            found |= {"knowledge": knowledge_digest(self.loaded.knowledge_path), "rerank": knowledge.rerank}
+        return found
+
+    def _trivial_inputs(self) -> dict[str, Any]:
+        return self._common() | {"score": self.recipe.score.kind}
 
     def _arm_inputs(self, way: Way, split: Split) -> dict[str, Any]:
         inputs = self._answered_by(way.as_dict())
@@ -116,7 +131,10 @@ class Inputs:
         }
 
     def _adapter_arm_inputs(self) -> dict[str, Any]:
-        return self._answered_by({"adapter": adapters.digest(self.run.path("adapter"))}) | {
+        selection = self.run.path("selection.json")
+        ways = adapter_ways(self.recipe, read_json(selection)) if selection.is_file() else []
+        return self._answered_by(*(way.as_dict() for way in ways)) | {
+            "adapter": adapters.digest(self.run.path("adapter")),
             "quantization": self.recipe.quantization,
             "baseline": sha256_file(self.run.path("arms/zero_shot.jsonl")),
         }

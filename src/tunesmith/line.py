@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import adapters, findings, launch, trackers
 from tunesmith.errors import Diverged, UserError
-from tunesmith.evaluate.ways import Way, selected_ways, untrained_ways
+from tunesmith.evaluate.ways import TRIVIAL, Way, adapter_ways, selected_ways, untrained_ways
 from tunesmith.files import read_json, write_json
 from tunesmith.inputs import Inputs
 from tunesmith.progress import say
@@ -65,6 +65,11 @@ class Line(Inputs):
         for way in selected_ways(read_json(self.run.path("selection.json"))):
             if not self.run.is_done(f"arm/{way.arm}", self._arm_inputs(way, "gate")):
                 stale.append(f"{self.run.path('arms')}/{way.arm}.jsonl: made with other settings; `tunesmith baseline`")
+        for split in ("dev", "gate"):
+            if not self.run.is_done(f"trivial/{split}", self._trivial_inputs()):
+                stale.append(
+                    f"{self.run.path('arms')}/{TRIVIAL[0]}.jsonl: made with other settings; `tunesmith baseline`"
+                )
         for arm, inputs in (("adapter", self._adapter_arm_inputs()), ("merged", self._merged_arm_inputs())):
             if not self.run.is_done(f"arm/{arm}", inputs):
                 stale.append(f"{self.run.path('arms')}/{arm}.jsonl: made with other settings; `tunesmith evaluate`")
@@ -142,6 +147,7 @@ class Line(Inputs):
 
         dev = self.run.path("arms/dev")
         with self._timed("baseline"):
+            self._trivial("dev")
             for way in untrained_ways(self.recipe):
                 self._arm(way, "dev")
             if self.recipe.arms.constrained:
@@ -153,6 +159,7 @@ class Line(Inputs):
             selection = read_json(self.run.path("selection.json"))
             for way in selected_ways(selection):
                 self._arm(way, "gate")
+            self._trivial("gate")
         self._release_base_model()
         say(f"  incumbent, best on dev without training: {selection['incumbent']}")
 
@@ -160,16 +167,38 @@ class Line(Inputs):
         name = way.file(split)
         free = self.run.path(f"arms/{way.free.file(split)}.jsonl") if way.free else None
         inputs = self._arm_inputs(way, split)
-        if self._is_answered(f"arm/{name}", inputs, f"arms/{name}"):
+        if self._is_answered(f"arm/{name}", inputs, {f"arms/{name}": way}):
             return
         with self.run.stage(f"arm/{name}", inputs) as out:
-            self.arena.run(self.base_model, way, split, out / "arms", weights={"base": self.base.digest}, free=free)
+            engine = self.arena.engine(self.base_model, {"base": self.base.digest})
+            self.arena.run(engine, way, split, out / "arms", free=free)
 
-    def _is_answered(self, stage: str, inputs: Mapping[str, Any], files: str) -> bool:
-        """Whether an arm is finished, and was answered on this device: answers of two devices are not compared."""
+    def _trivial(self, split: Split) -> None:
+        """What can be said of a split without a model."""
+        inputs = self._trivial_inputs()
+        if not self.run.is_done(f"trivial/{split}", inputs):
+            with self.run.stage(f"trivial/{split}", inputs) as out:
+                self.arena.run_trivial(split, out / "arms")
+
+    def _is_answered(self, stage: str, inputs: Mapping[str, Any], ways: Mapping[str, Way]) -> bool:
+        """Whether arms, by their files, are finished, and were answered on this device and after the same search.
+
+        Answers of two devices are not compared; nor are those before and after the embedder could be had.
+        """
         if not self.run.is_done(stage, inputs):
             return False
-        return bool(read_json(self.run.path(f"{files}.json"))["computed_on"] == self.arena.computed_on)
+        told = {file: read_json(self.run.path(f"{file}.json")) for file in ways}
+        return all(
+            told[file]["computed_on"] == self.arena.computed_on
+            and told[file].get("retriever") == self.arena.found_by(way)
+            for file, way in ways.items()
+        )
+
+    def _adapter_ways(self) -> list[Way]:
+        selection = self.run.path("selection.json")
+        if not selection.is_file():
+            raise UserError(f"{selection}: not there yet; `tunesmith baseline` makes it")
+        return adapter_ways(self.recipe, read_json(selection))
 
     def _release_base_model(self) -> None:
         """Give the base's memory back before training and evaluation load theirs."""
@@ -280,13 +309,14 @@ class Line(Inputs):
                     findings.write(out, "merge", found)
                     findings.refuse(found, "merge", Diverged)
         with self._timed("evaluate"):
+            ways = self._adapter_ways()
             inputs = self._adapter_arm_inputs()
-            if not self._is_answered("arm/adapter", inputs, "arms/adapter"):
+            if not self._is_answered("arm/adapter", inputs, {f"arms/{way.arm}": way for way in ways}):
                 with self.run.stage("arm/adapter", inputs) as out:
                     (out / "arms").mkdir()
-                    stage.run_adapter(self.arena, adapter, self.run.path("arms"), out)
+                    stage.run_adapter(self.arena, adapter, ways, self.run.path("arms"), out)
             inputs = self._merged_arm_inputs()
-            if self._is_answered("arm/merged", inputs, "arms/merged"):
+            if self._is_answered("arm/merged", inputs, {"arms/merged": Way("merged")}):
                 say(f"  unchanged: {self.run.path('guards.json')}")
             else:
                 with self.run.stage("arm/merged", inputs) as out:

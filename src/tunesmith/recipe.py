@@ -111,6 +111,12 @@ class LoadedRecipe:
         """The JSON Schema of completions."""
         return self.root / self.recipe.data.output_schema
 
+    @property
+    def knowledge_path(self) -> Path | None:
+        """The documents of the arm `documents`, if the recipe has any."""
+        knowledge = self.recipe.arms.knowledge
+        return self.root / knowledge.path if knowledge else None
+
     def with_paths(self) -> Recipe:
         """The recipe with its launcher's file where it lies."""
         launch = self.recipe.launch
@@ -221,6 +227,7 @@ def _outside(recipe: Recipe, source: YamlSource, label: str) -> Iterator[str]:
         (("data", "schema"), recipe.data.output_schema),
         *((("curate", "sources", i, "path"), each.path) for i, each in enumerate(recipe.curate.sources)),
         *((("curate", "probes", i), path) for i, path in enumerate(recipe.curate.probes)),
+        *([(("arms", "knowledge", "path"), recipe.arms.knowledge.path)] if recipe.arms.knowledge else []),
     ]
     for keys, path in paths:
         place = source.place(keys, label)

@@ -92,6 +92,17 @@ class DevSection(Section):
         return self
 
 
+class KnowledgeSection(Section):
+    """Documents that may hold what a question asks for."""
+
+    path: str
+    """A directory of Markdown files, or a JSON Lines file of `id`, `title`, `text`, relative to the project."""
+    k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [3]
+    """Numbers of the nearest passages to try in the prompt; dev picks one."""
+    rerank: bool = False
+    """Whether to order what was found by a linear model, fitted on the dev rows whose `meta.gold` names passages."""
+
+
 class ArmsSection(Section):
     """The ways to answer that need no training, and how all answers are generated."""
 
@@ -100,9 +111,19 @@ class ArmsSection(Section):
     few_shot: list[Annotated[int, Field(ge=1)]] = [3]
     """Numbers of fixed training rows to try as shots; dev picks one. Empty leaves the arm out."""
     retrieval: list[Annotated[int, Field(ge=1)]] = [3]
-    """Numbers of BM25-nearest training rows to try as shots; dev picks one. Empty leaves the arm out."""
+    """Numbers of nearest training rows to try as shots; dev picks one. Empty leaves the arm out."""
+    retriever: Literal["bm25", "hybrid"] = "hybrid"
+    """What is nearest: by words alone, or by words and meaning (BM25 and MiniLM, fused by rank)."""
+    knowledge: KnowledgeSection | None = None
+    """Documents to put passages of into the prompt; none leaves the arm `documents` out."""
     constrained: bool = True
     """Whether to try JSON-schema-constrained decoding on top of the better kind of shots."""
+    adapter_retrieval: bool = True
+    """Whether the adapter also answers with what retrieval puts before the base: documents, else training rows."""
+    servers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], str] = {}
+    """Other engines to show beside the arms: a name, and `model@http://…/v1` of an OpenAI-compatible server."""
+    cache: bool = True
+    """Whether answers are kept in the cache directory by content, and replayed instead of computed again."""
 
 
 class RuleSection(Section):

@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith import adapters
 from tunesmith.curve.stage import Point
 from tunesmith.errors import UserError
-from tunesmith.evaluate.ways import selected_ways
+from tunesmith.evaluate.ways import Way, selected_ways
 from tunesmith.files import read_json, read_jsonl, sha256_file
 from tunesmith.line import Line
 from tunesmith.progress import say
@@ -36,7 +36,7 @@ class Part(Line):
         adapter = self.run.path("adapter")
         inputs = self._answered_by({"dev": adapters.digest(adapter)}) | {"quantization": self.recipe.quantization}
         with self._timed("dev"):
-            if self._is_answered("dev", inputs, "dev/adapter"):
+            if self._is_answered("dev", inputs, {"dev/adapter": Way("adapter")}):
                 say(f"  unchanged: {self.run.path(ANSWERS)}")
             else:
                 with self.run.stage("dev", inputs) as out:

@@ -46,7 +46,7 @@ def test_the_hardest_rows_are_left_out_of_the_choice(project, monkeypatch):
         return np.array([float(one.id in {"r1", "r2", "r3"}) for one in rows])
 
     monkeypatch.setattr("tunesmith.curate.difficulty.difficulty", losses)
-    monkeypatch.setattr("tunesmith.curate.embed.embed", lambda texts: np.eye(len(texts), dtype=np.float32))
+    monkeypatch.setattr("tunesmith.embedder.embed", lambda texts: np.eye(len(texts), dtype=np.float32))
     chosen = {one.id for one in project.curate()["train"]}
     assert len(chosen) == 10
     assert not chosen & {"r1", "r2", "r3"}
@@ -58,7 +58,7 @@ def test_the_hardest_rows_are_left_out_of_the_choice(project, monkeypatch):
 
 @pytest.mark.package_index
 def test_minilm_knows_what_means_the_same():
-    from tunesmith.curate.embed import embed
+    from tunesmith.embedder import embed
 
     same = ["How do I open an account?", "What are the steps to open an account?"]
     vectors = embed([*same, "The cat sleeps on the sofa.", "x " * 900])

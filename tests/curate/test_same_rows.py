@@ -190,7 +190,7 @@ def test_what_the_embeddings_say_is_near_is_so_in_every_block(project, monkeypat
     """The likest stand far apart, so that they meet in a later block than the first."""
     monkeypatch.setattr("tunesmith.curate.duplicates.BLOCK", 8)
     vectors = np.eye(40, dtype=np.float32)
-    monkeypatch.setattr("tunesmith.curate.embed.embed", lambda forms: np.concatenate([vectors, vectors[::-1]]))
+    monkeypatch.setattr("tunesmith.embedder.embed", lambda forms: np.concatenate([vectors, vectors[::-1]]))
     project.section |= {"split": ALL, "duplicates": {"near": None, "semantic": 0.9}}
     project.write([pair(text) for text in sentences(80)])
     groups = Counter(row.group for row in project.curate()["train"])
@@ -294,7 +294,7 @@ def test_a_dataset_without_its_manifest_is_not_cut_in_silence(project):
 
 def test_what_is_selected_does_not_depend_on_the_order_of_rows(project, monkeypatch):
     # All rows are as good as each other: only their order could decide.
-    monkeypatch.setattr("tunesmith.curate.embed.embed", lambda forms: np.ones((len(forms), 1), dtype=np.float32))
+    monkeypatch.setattr("tunesmith.embedder.embed", lambda forms: np.ones((len(forms), 1), dtype=np.float32))
     project.section |= {"split": ALL, "select": {"rows": 10}}
     lines = [pair(text) for text in sentences(40)]
     project.write(lines)

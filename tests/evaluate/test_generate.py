@@ -189,7 +189,13 @@ def test_constrained_answers_made_from_free_ones_are_those_made_from_nothing(lin
         free.append(
             {"prediction_ids": agreed, "prediction": arena.renderer.decode(agreed), "ended": True, "seconds": 1}
         )
-    made = arena._constrain(line.base_model, prompts, free, label="made", prefix=shared_prefix(prompts))
+    made = arena._constrain(
+        arena.engine(line.base_model, {"base": line.base.digest}),
+        prompts,
+        free,
+        label="made",
+        prefix=shared_prefix(prompts),
+    )
     assert [made[i].ids for i in range(12)] == [bound[i].ids for i in range(12)]
     assert [made[i].text for i in range(12)] == [bound[i].text for i in range(12)]
     assert all(made[i].ended for i in range(12))
@@ -202,7 +208,13 @@ def test_free_answers_that_all_pass_are_taken_as_they_are(line: Line) -> None:
         *arena.settings.end_ids,
     ]
     free = [{"prediction_ids": ids, "prediction": '{"colour":"red"}', "ended": True, "seconds": 1.0}] * 3
-    made = arena._constrain(line.base_model, prompts, free, label="made", prefix=shared_prefix(prompts))
+    made = arena._constrain(
+        arena.engine(line.base_model, {"base": line.base.digest}),
+        prompts,
+        free,
+        label="made",
+        prefix=shared_prefix(prompts),
+    )
     assert [made[i].ids for i in range(3)] == [ids] * 3
 
 

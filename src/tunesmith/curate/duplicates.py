@@ -147,7 +147,7 @@ BLOCK = 1024
 
 
 def _semantic_pairs(pile: Pile, kept: Numbers, threshold: float) -> tuple[Pairs, NDArray[np.float64]]:
-    from tunesmith.curate.embed import embed
+    from tunesmith.embedder import embed
 
     if len(kept) > SEMANTIC_ROWS:
         raise UserError(

@@ -233,7 +233,7 @@ def _select(pile: Pile, split: Cut, loaded: LoadedRecipe) -> Numbers:
         return np.asarray(rows[in_turns(strata, pile.columns["id"][rows])])
     if unknown := set(select.quotas) - set(pile.strata.values()):
         raise UserError(f"curate.select.quotas: no row has {', '.join(sorted(unknown))} at split.stratify")
-    from tunesmith.curate.embed import embed
+    from tunesmith.embedder import embed
 
     losses = None
     if select.leave_easiest or select.leave_hardest:

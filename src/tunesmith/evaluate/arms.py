@@ -1,11 +1,10 @@
-"""The ways to answer that need no training: which messages each one puts before the model."""
+"""What each way to answer puts before the model: messages, and nothing that the row's own completion says."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 
-import bm25s
-
+from tunesmith.evaluate.knowledge import Chunk, shown
+from tunesmith.evaluate.retrieve import BY_WORDS, Index, Search
 from tunesmith.rows import Message, Row
 
 
@@ -20,6 +19,20 @@ def with_shots(row: Row, shots: Sequence[Row]) -> list[Message]:
     return [*system, *turns, *own]
 
 
+def with_documents(row: Row, chunks: Sequence[Chunk]) -> list[Message]:
+    """A row's messages with chunks of documents below its question: the last user message."""
+    messages = list(row.messages)
+    if not chunks:
+        return messages
+    place = max((index for index, message in enumerate(messages) if message.role == "user"), default=None)
+    if place is None:
+        return messages
+    asked = messages[place]
+    content = f"{asked.content or ''}\n\nPassages:\n\n{shown(chunks)}"
+    messages[place] = asked.model_copy(update={"content": content})
+    return messages
+
+
 def few_shots(train: Sequence[Row], k: int, seed: int) -> list[Row]:
     """The same k training rows for every question: the first in an order fixed by seed and row id."""
     order = sorted(train, key=lambda row: hashlib.sha256(f"{seed}\n{row.id}".encode()).digest())
@@ -27,20 +40,12 @@ def few_shots(train: Sequence[Row], k: int, seed: int) -> list[Row]:
 
 
 class Retriever:
-    """Finds the training rows whose text is nearest to a question, by BM25 (bm25s, Lucene's variant)."""
+    """Finds the training rows whose question is nearest to a row's."""
 
-    def __init__(self, train: Sequence[Row]) -> None:
+    def __init__(self, train: Sequence[Row], search: Search = BY_WORDS) -> None:
         self.train = list(train)
-        self.index = bm25s.BM25(method="lucene")
-        self.index.index([_words(row.source) for row in self.train], show_progress=False)
+        self.index = Index([row.source for row in self.train], search, "training rows")
 
     def nearest(self, row: Row, k: int) -> list[Row]:
         """The k nearest training rows, the nearest last: beside the question."""
-        # bm25s takes no empty query, and cannot look up its own empty token; a space is no word of any row.
-        scores = self.index.get_scores(_words(row.source) or [" "])
-        order = sorted(range(len(self.train)), key=lambda index: (-float(scores[index]), index))
-        return [self.train[index] for index in reversed(order[:k])]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+        return [self.train[place] for place in reversed(self.index.order(row.source)[:k])]

@@ -60,6 +60,8 @@ class Answer:
     tokens_in: int
     seconds: float
     """Wall time of the batch that this row was answered in."""
+    replayed: bool = False
+    """Whether it was computed at another time, and kept: its seconds are of that time."""
 
     @property
     def tokens_out(self) -> int:
@@ -82,6 +84,8 @@ class Constraint(Protocol):
 
 MakeConstraint = Callable[[int], Constraint]
 """Makes the constraint of one batch, given its number of rows."""
+Keep = Callable[[list[int], dict[int, Answer]], None]
+"""Takes the indices of a batch and the answers so far."""
 
 
 def settings_for(renderer: Renderer, max_new_tokens: int, batch_tokens: int = BATCH_TOKENS) -> Settings:
@@ -119,12 +123,14 @@ def generate(
     constraint: MakeConstraint | None = None,
     begun: Sequence[list[int]] | None = None,
     only: list[list[int]] | None = None,
+    keep: Keep | None = None,
 ) -> dict[int, Answer]:
     """Answer every prompt; returns answers by the prompts' index.
 
     `prefix` is how many first tokens all prompts share and are computed once; `shared_prefix` finds the most.
     `begun` are first tokens of each answer that are known already: they are read with the prompt and gone on from.
     `only` names some of the batches that `batches` would cut, to answer those alone, in the same company as before.
+    `keep` is given each batch and its answers as soon as it is answered.
     """
     model.eval()
     answers: dict[int, Answer] = {}
@@ -143,6 +149,8 @@ def generate(
             for index, ids in zip(batch, written, strict=True):
                 ended = ids[-1] in settings.end_ids
                 answers[index] = Answer(ids, renderer.decode(ids), ended, len(prompts[index]), seconds)
+            if keep:
+                keep(batch, answers)
             progress.advance(len(batch))
     return answers
 

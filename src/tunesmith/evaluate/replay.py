@@ -22,6 +22,16 @@ from tunesmith.rows import Dataset, Row
 FEWEST_ROWS = 32
 
 
+def asked_again(cut: Sequence[list[int]]) -> list[list[int]]:
+    """Which of all batches are answered a second time: the last ones, of the shortest prompts."""
+    chosen: list[list[int]] = []
+    for batch in reversed(cut):
+        chosen.append(batch)
+        if sum(map(len, chosen)) >= FEWEST_ROWS:
+            break
+    return chosen
+
+
 def replay(model: PreTrainedModel, renderer: Renderer, rows: Sequence[Row], arm: Path) -> dict[str, Any]:
     """Answer some gate rows again, as their messages stand, and compare with the arm's stored answers.
 
@@ -30,13 +40,14 @@ def replay(model: PreTrainedModel, renderer: Renderer, rows: Sequence[Row], arm:
     about = read_json(arm.with_suffix(".json"))
     settings = Settings(**about["settings"])
     prompts = [renderer.prompt_ids(row.messages, row.tools) for row in rows]
-    chosen: list[list[int]] = []
-    for batch in reversed(batches(prompts, settings)):
-        chosen.append(batch)
-        if sum(map(len, chosen)) >= FEWEST_ROWS:
-            break
     answers = generate(
-        model, renderer, prompts, settings, prefix=about["prefix_tokens"], label=f"replaying {arm.name}", only=chosen
+        model,
+        renderer,
+        prompts,
+        settings,
+        prefix=about["prefix_tokens"],
+        label=f"replaying {arm.name}",
+        only=asked_again(batches(prompts, settings)),
     )
     stored = {row["id"]: row["prediction"] for row in read_jsonl(arm.with_suffix(".jsonl"))}
     differing = [rows[i].id for i, answer in sorted(answers.items()) if answer.text != stored[rows[i].id]]

@@ -19,7 +19,7 @@ from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
 from tunesmith.evaluate.replay import replay
-from tunesmith.evaluate.ways import ZERO_SHOT, Way, best, untrained_ways
+from tunesmith.evaluate.ways import TRIVIAL, ZERO_SHOT, Way, adapter_ways, best, untrained_ways
 from tunesmith.files import read_json, read_jsonl, sha256_json, write_json
 from tunesmith.findings import Finding, seen
 from tunesmith.progress import say
@@ -41,7 +41,8 @@ def open_arena(loaded: LoadedRecipe, dataset: Dataset, base: Base) -> Arena:
     itemsize = 4 if profile.dtype == "float32" else 2
     fits = CACHE_SHARE * found.memory_gib * hardware.GIB / (base.cached_numbers_per_token() * itemsize)
     batch_tokens = int(min(BATCH_TOKENS, fits))
-    return Arena(loaded.recipe, dataset, base, read_schema(loaded.schema_path), computed_on, batch_tokens)
+    schema = read_schema(loaded.schema_path)
+    return Arena(loaded.recipe, dataset, base, schema, computed_on, batch_tokens, loaded.knowledge_path)
 
 
 def scoring_dtype(arena: Arena) -> torch.dtype:
@@ -61,22 +62,24 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
     primary = recipe.score.primary
     tried = untrained_ways(recipe)
     chosen = [ZERO_SHOT]
-    for arm in ("few_shot", "retrieval"):
+    for arm in ("few_shot", "retrieval", "documents"):
         if of_arm := [way for way in tried if way.arm == arm]:
             chosen.append(best(of_arm, dev, recipe.score))
     if recipe.arms.constrained:
         tried.append(constrained_way(arena, dev))
         chosen.append(tried[-1])
     incumbent = best(chosen, dev, recipe.score)
-    write_json(
-        out / "selection.json",
-        {
-            "primary": primary,
-            "incumbent": incumbent.arm,
-            "ways": [way.as_dict() for way in chosen],
-            "dev_means": {way.label: read_json(dev / f"{way.label}.json")["means"][primary] for way in tried},
-        },
-    )
+    if recipe.arms.knowledge and any(arena.library.gold(row) for row in arena.dataset.rows("gate")):
+        chosen.append(Way("gold_context", "gold_context"))
+    selection = {
+        "primary": primary,
+        "incumbent": incumbent.arm,
+        "ways": [way.as_dict() for way in chosen],
+        "trivial": list(TRIVIAL),
+        "dev_means": {way.label: read_json(dev / f"{way.label}.json")["means"][primary] for way in tried},
+    }
+    selection["adapter_ways"] = [way.arm for way in adapter_ways(recipe, selection)]
+    write_json(out / "selection.json", selection)
 
 
 def constrained_way(arena: Arena, dev: Path) -> Way:
@@ -106,11 +109,11 @@ def run_on_dev(arena: Arena, adapter: Path, out: Path) -> None:
     manifest = adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
     attached = adapters.attach(load_base(arena, manifest["quantization"]), adapter)
     weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
-    arena.run(attached, Way("adapter"), "dev", out, weights=weights)
+    arena.run(arena.engine(attached, weights), Way("adapter"), "dev", out)
 
 
-def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:
-    """Answer the gate rows with the adapter on its base, and write what guards need of both."""
+def run_adapter(arena: Arena, adapter: Path, ways: Sequence[Way], arms: Path, out: Path) -> None:
+    """Answer the gate rows with the adapter on its base, in each of some ways; write what guards need of both."""
     dataset = arena.dataset
     manifest = adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
     model = load_base(arena)
@@ -122,7 +125,9 @@ def run_adapter(arena: Arena, adapter: Path, arms: Path, out: Path) -> None:
     attached = adapters.attach(model, adapter)
     general["adapter"] = nll_by_document(attached, arena.renderer)
     weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
-    arena.run(attached, Way("adapter"), "gate", out / "arms", weights=weights)
+    engine = arena.engine(attached, weights)
+    for way in ways:
+        arena.run(engine, way, "gate", out / "arms")
     change = logit_change(attached, arena)
     write_json(
         out / "guards-adapter.json",
@@ -206,7 +211,7 @@ def run_merged(arena: Arena, merged: Path, adapter_guards: Path, out: Path) -> N
     guards = read_json(adapter_guards)
     guards["general_nll"]["merged"] = nll_by_document(model, arena.renderer)
     weights = {"merged": read_json(merged / "manifest.json")["digest"]}
-    arena.run(model, Way("merged"), "gate", out / "arms", weights=weights)
+    arena.run(arena.engine(model, weights), Way("merged"), "gate", out / "arms")
     write_json(out / "guards.json", guards)
 
 

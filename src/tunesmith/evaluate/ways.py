@@ -1,4 +1,4 @@
-"""The ways to answer that need no training: which there are, where their files lie, and which is best on dev."""
+"""The ways to answer: which there are, where their files lie, and which of those without training is best on dev."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,21 @@ from tunesmith.recipe import Recipe
 from tunesmith.rows import Split
 from tunesmith.scoring import ScoreSection
 
+TRIVIAL = ("majority", "skeleton", "copy_input", "nearest_train")
+"""Arms that answer without a model."""
+ORACLES = ("gold_context",)
+"""Arms that are told what nobody knows when it counts: shown beside the others, never the incumbent."""
+
 
 @dataclass(frozen=True)
 class Way:
-    """A way to answer: how many shots of which kind, and whether decoding is constrained."""
+    """A way to answer: what stands beside the question, how much of it, and whether decoding is constrained."""
 
     arm: str
     shots: str = "none"
+    """`few_shot`, `retrieval` (training rows), `documents`, `gold_context` (chunks of a knowledge base), or `none`."""
     k: int = 0
+    """How many rows or chunks."""
 
     @property
     def label(self) -> str:
@@ -30,6 +37,16 @@ class Way:
         if self.arm != "constrained":
             return None
         return Way(self.shots, self.shots, self.k) if self.k else ZERO_SHOT
+
+    @property
+    def searches(self) -> bool:
+        """Whether what stands beside a question is found by it."""
+        return self.shots in {"retrieval", "documents"}
+
+    @property
+    def knows(self) -> bool:
+        """Whether a knowledge base is read."""
+        return self.shots in {"documents", "gold_context"}
 
     def file(self, split: Split) -> str:
         """The name of this way's files under `arms/`, without suffix."""
@@ -47,7 +64,9 @@ def untrained_ways(recipe: Recipe) -> list[Way]:
     """The ways without training or constraint that dev compares."""
     few = [Way("few_shot", "few_shot", k) for k in recipe.arms.few_shot]
     near = [Way("retrieval", "retrieval", k) for k in recipe.arms.retrieval]
-    return [ZERO_SHOT, *few, *near]
+    knowledge = recipe.arms.knowledge
+    documents = [Way("documents", "documents", k) for k in knowledge.k] if knowledge else []
+    return [ZERO_SHOT, *few, *near, *documents]
 
 
 def best(ways: Sequence[Way], dev: Path, score: ScoreSection) -> Way:
@@ -57,9 +76,19 @@ def best(ways: Sequence[Way], dev: Path, score: ScoreSection) -> Way:
         summary = read_json(dev / f"{way.label}.json")
         return summary["means"][score.primary], summary["means"][score.tie_break], -summary["tokens_in"]
 
-    return max(ways, key=rank)
+    return max((way for way in ways if way.arm not in ORACLES), key=rank)
 
 
 def selected_ways(selection: dict[str, Any]) -> list[Way]:
     """The ways that selection.json names, for the gate rows."""
     return [Way(**way) for way in selection["ways"]]
+
+
+def adapter_ways(recipe: Recipe, selection: dict[str, Any]) -> list[Way]:
+    """How the adapter answers: alone, and with what retrieval put before the base, as dev chose it."""
+    ways = [Way("adapter")]
+    if recipe.arms.adapter_retrieval:
+        for shots in ("documents", "retrieval"):
+            if found := next((way for way in selected_ways(selection) if way.arm == shots), None):
+                return [*ways, Way("adapter_retrieval", found.shots, found.k)]
+    return ways

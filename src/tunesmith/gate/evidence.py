@@ -48,6 +48,8 @@ class Evidence:
     guards: dict[str, Any]
     leaks: Mapping[str, int] = field(default_factory=dict)
     """Gate rows that stand in train too, by kind of leak."""
+    trivial: Mapping[str, Arm] = field(default_factory=dict)
+    """What was said of the gate rows without a model."""
 
     @property
     def incumbent(self) -> Arm:
@@ -68,18 +70,25 @@ def read_evidence(run: Path) -> Evidence:
         run / "arms" / "merged.jsonl": "evaluate",
     }
     if (run / "selection.json").exists():
-        for way in read_json(run / "selection.json")["ways"]:
-            needed[run / "arms" / f"{way['arm']}.jsonl"] = "baseline"
+        told = read_json(run / "selection.json")
+        for name in (*(way["arm"] for way in told["ways"]), *told.get("trivial", ())):
+            needed[run / "arms" / f"{name}.jsonl"] = "baseline"
     missing = [
         f"{path}: not there yet; `tunesmith {stage}` makes it" for path, stage in needed.items() if not path.exists()
     ]
     if missing:
         raise UserError(missing)
     selection = read_json(run / "selection.json")
-    arms = {}
     # By name, not by listing: an arm of an earlier choice may lie there still.
-    for name in (*(way["arm"] for way in selection["ways"]), "adapter", "merged"):
-        path = run / "arms" / f"{name}.jsonl"
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        arms[path.stem] = Arm(path.stem, read_json(path.with_suffix(".json")), lines)
-    return Evidence(arms, selection, read_json(run / "guards.json"))
+    answered = [*(way["arm"] for way in selection["ways"]), "adapter", "merged"]
+    if "adapter_retrieval" in selection.get("adapter_ways", ()):
+        answered.append("adapter_retrieval")
+    arms = {name: read_arm(run / "arms" / f"{name}.jsonl") for name in answered}
+    trivial = {name: read_arm(run / "arms" / f"{name}.jsonl") for name in selection.get("trivial", ())}
+    return Evidence(arms, selection, read_json(run / "guards.json"), trivial=trivial)
+
+
+def read_arm(path: Path) -> Arm:
+    """An arm's scored rows and the statement beside them."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return Arm(path.stem, read_json(path.with_suffix(".json")), lines)

@@ -5,7 +5,7 @@ superiority term says that the adapter beats the incumbent by more than noise an
 that nothing guarded got worse; "no significant drop" is not such a statement, a bound within a margin is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -51,6 +51,8 @@ def all_terms(evidence: Evidence, recipe: Recipe) -> list[Term]:
         return terms
     adapter, merged = evidence.arms["adapter"], evidence.arms["merged"]
     terms += [gain(arm, evidence.incumbent, recipe) for arm in (adapter, merged)]
+    if evidence.trivial:
+        terms.append(beats_trivial((adapter, merged), evidence.trivial, recipe))
     terms.append(no_worse(merged, adapter, recipe))
     terms += [general_loss(evidence.guards, arm, recipe) for arm in ("adapter", "merged")]
     return terms
@@ -60,15 +62,16 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
     """Facts without which scores cannot be compared."""
     adapter = evidence.arms["adapter"]
     arms = list(evidence.arms.values())
+    every = [*arms, *evidence.trivial.values()]
     facts: list[tuple[str, bool, str]] = [
         (
             "same_rows",
-            all(arm.ids == adapter.ids and len(set(arm.ids)) == len(arm.ids) for arm in arms),
+            all(arm.ids == adapter.ids and len(set(arm.ids)) == len(arm.ids) for arm in every),
             "every arm answered every gate row once",
         ),
         (
             "same_split",
-            len({arm.about["split_digest"] for arm in arms}) == 1,
+            len({arm.about["split_digest"] for arm in every}) == 1,
             "every arm answered the same bytes of the gate split",
         ),
         (
@@ -155,6 +158,33 @@ def paired_gain(name: str, arm: Arm, incumbent: Arm, metric: str, wanted: float,
         interval,
         margin=wanted,
         n_needed=needed if outcome == "open" else None,
+    )
+
+
+def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recipe) -> Term:
+    """What ships is better than anything said without a model: every lower bound is above 0; the lowest is told.
+
+    Tested against each trivial arm at the same level, so which of them is best need not be chosen.
+    """
+    metric = recipe.score.primary
+    found = []
+    for arm in arms:
+        for other in trivial.values():
+            interval = paired_interval(arm.scores(metric), other.scores(metric), arm.groups, recipe.gate.alpha)
+            found.append((interval.low, f"{arm.name} over {other.name}", interval))
+    _, pair, interval = min(found, key=lambda each: each[:2])
+    outcome: Outcome = "pass" if interval.low > 0 else "open"
+    if any(each.high < 0 for _, _, each in found):
+        _, pair, interval = min(found, key=lambda each: (each[2].high, each[1]))
+        outcome = "fail"
+    return _term(
+        "beats_trivial",
+        "superiority",
+        outcome,
+        f"{metric} of {pair}, which needs no model: above 0 by more than noise",
+        interval,
+        margin=0.0,
+        n_needed=rows_needed(interval, 0.0) if outcome == "open" else None,
     )
 
 

