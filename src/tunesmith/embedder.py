@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from tunesmith.bases import quiet
 from tunesmith.files import publish, sha256_json
 from tunesmith.packages import PackageFile, cache_dir, fetch, read_member
 from tunesmith.progress import bar
@@ -38,7 +39,8 @@ def embed(texts: Sequence[str], label: str = "embedding prompts") -> NDArray[np.
 
     directory = obtain()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
+    with quiet():
+        model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     with bar(label, len(texts)) as progress, torch.inference_mode():

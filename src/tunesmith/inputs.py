@@ -113,7 +113,7 @@ class Inputs:
         return found
 
     def _trivial_inputs(self) -> dict[str, Any]:
-        return self._common() | {"score": self.recipe.score.kind}
+        return self._common() | {"score": self.recipe.score.kind, "trivial": self.recipe.arms.trivial}
 
     def _arm_inputs(self, way: Way, split: Split) -> dict[str, Any]:
         inputs = self._answered_by(way.as_dict())

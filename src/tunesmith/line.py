@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import adapters, findings, launch, trackers
 from tunesmith.errors import Diverged, UserError
-from tunesmith.evaluate.ways import TRIVIAL, Way, adapter_ways, selected_ways, untrained_ways
+from tunesmith.evaluate.ways import Way, adapter_ways, selected_ways, untrained_ways
 from tunesmith.files import read_json, write_json
 from tunesmith.inputs import Inputs
 from tunesmith.progress import say
@@ -67,9 +67,8 @@ class Line(Inputs):
                 stale.append(f"{self.run.path('arms')}/{way.arm}.jsonl: made with other settings; `tunesmith baseline`")
         for split in ("dev", "gate"):
             if not self.run.is_done(f"trivial/{split}", self._trivial_inputs()):
-                stale.append(
-                    f"{self.run.path('arms')}/{TRIVIAL[0]}.jsonl: made with other settings; `tunesmith baseline`"
-                )
+                named = ", ".join(self.recipe.arms.trivial)
+                stale.append(f"{self.run.path('arms')}: {named}: made with other settings; `tunesmith baseline`")
         for arm, inputs in (("adapter", self._adapter_arm_inputs()), ("merged", self._merged_arm_inputs())):
             if not self.run.is_done(f"arm/{arm}", inputs):
                 stale.append(f"{self.run.path('arms')}/{arm}.jsonl: made with other settings; `tunesmith evaluate`")

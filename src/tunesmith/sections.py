@@ -118,6 +118,14 @@ class ArmsSection(Section):
     """Documents to put passages of into the prompt; none leaves the arm `documents` out."""
     constrained: bool = True
     """Whether to try JSON-schema-constrained decoding on top of the better kind of shots."""
+    trivial: Annotated[list[Literal["majority", "skeleton", "copy_input", "nearest_train"]], Field(min_length=1)] = [
+        "majority",
+        "skeleton",
+        "copy_input",
+        "nearest_train",
+    ]
+    """What is said without a model, of which the adapter must beat all: the commonest completion, the commonest value
+    of each field, the input itself, the completion of the nearest training row."""
     adapter_retrieval: bool = True
     """Whether the adapter also answers with what retrieval puts before the base: documents, else training rows."""
     servers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], str] = {}

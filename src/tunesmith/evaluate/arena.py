@@ -155,7 +155,7 @@ class Arena:
     def run_trivial(self, split: Split, out: Path) -> None:
         """Score what can be said of a split without a model, and write it as arms are written."""
         rows = self.dataset.rows(split)
-        for name, texts in trivial_answers(self.train, rows).items():
+        for name, texts in trivial_answers(self.recipe.arms.trivial, self.train, rows).items():
             scored = self._scored(rows, {i: Answer([], text, True, 0, 0.0) for i, text in enumerate(texts)})
             self._write(Way(name), split, out, scored, {"weights": {"none": self.dataset.digest("train")}})
 

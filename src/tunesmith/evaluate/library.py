@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from tunesmith.evaluate.knowledge import Chunk, gold_of
-from tunesmith.evaluate.retrieve import Index, Search, fuse, ndcg, recall, words
+from tunesmith.evaluate.retrieve import FUSION, Index, Search, ndcg, recall, words
 from tunesmith.progress import say
 from tunesmith.rows import Row
 
@@ -88,17 +88,15 @@ class Library:
         asked = set(words(query))
         by_words, by_meaning = self.index.by_words(query), self.index.by_meaning(query)
         best_words, best_meaning = max(by_words.max(), 1e-9), max(by_meaning.max(), 1e-9)
-        fused = fuse([places])
-        most = max(fused.values())
         return np.array(
             [
                 [
                     by_words[place] / best_words,
                     by_meaning[place] / best_meaning,
                     len(asked & self.headers[place]) / max(1, len(asked)),
-                    fused[place] / most,
+                    (FUSION + 1) / (FUSION + rank),
                 ]
-                for place in places
+                for rank, place in enumerate(places, start=1)
             ]
         )
 

@@ -7,7 +7,6 @@ known to answer is measured as recall@k and nDCG@k.
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,13 +29,20 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def fuse(rankings: Sequence[Sequence[int]], constant: int = FUSION) -> dict[int, float]:
-    """The fused score of each thing that any ranking holds; ranks count from 1."""
-    scores: dict[int, float] = defaultdict(float)
+def fuse(rankings: Sequence[NDArray[np.intp]], size: int, constant: int = FUSION) -> NDArray[np.float64]:
+    """The fused score of each of `size` places, shape (size,); 0 for a place that no ranking holds.
+
+    A ranking is places, each once, the best first; ranks count from 1.
+    """
+    scores = np.zeros(size)
     for ranking in rankings:
-        for rank, thing in enumerate(ranking, start=1):
-            scores[thing] += 1 / (constant + rank)
-    return dict(scores)
+        scores[ranking] += 1 / (constant + np.arange(1, len(ranking) + 1))
+    return scores
+
+
+def ranked(scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Places by score, the highest first; of equals, the earlier."""
+    return np.argsort(-scores, kind="stable")
 
 
 def recall(found: Sequence[str], gold: Collection[str]) -> float:
@@ -97,7 +103,8 @@ class Index:
         self.search = search
         self.lexical = bm25s.BM25(method="lucene")
         self.lexical.index([words(text) for text in texts], show_progress=False)
-        self.vectors = embedder.embed_once(texts, f"embedding {label}") if search.kind == "hybrid" else None
+        hybrid = search.kind == "hybrid"
+        self.vectors = embedder.embed_once(texts, f"embedding {label}").astype(np.float64) if hybrid else None
         self.known: dict[str, NDArray[np.float32]] = {}
 
     def expect(self, queries: Sequence[str], label: str) -> None:
@@ -117,16 +124,13 @@ class Index:
         if self.vectors is None:
             return np.zeros(self.size)
         self.expect([query], "a question")
-        return np.round(self.vectors.astype(np.float64) @ self.known[query].astype(np.float64), 6)
+        return np.round(self.vectors @ self.known[query].astype(np.float64), 6)
 
     def order(self, query: str) -> list[int]:
         """All texts by place, the nearest first; of equals, the earlier."""
         by_words = self.by_words(query)
-        lexical = sorted(range(self.size), key=lambda place: (-float(by_words[place]), place))
-        if self.vectors is None:
-            return lexical
-        by_meaning = self.by_meaning(query)
-        dense = sorted(range(self.size), key=lambda place: (-float(by_meaning[place]), place))
-        # Texts that share no word stand in no order of BM25's.
-        scores = fuse([[place for place in lexical if by_words[place] > 0], dense])
-        return sorted(range(self.size), key=lambda place: (-scores[place], place))
+        order = ranked(by_words)
+        if self.vectors is not None:
+            # Texts that share no word stand in no order of BM25's.
+            order = ranked(fuse([order[: np.count_nonzero(by_words)], ranked(self.by_meaning(query))], self.size))
+        return [int(place) for place in order]

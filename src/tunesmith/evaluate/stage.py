@@ -19,7 +19,7 @@ from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
 from tunesmith.evaluate.replay import replay
-from tunesmith.evaluate.ways import TRIVIAL, ZERO_SHOT, Way, adapter_ways, best, untrained_ways
+from tunesmith.evaluate.ways import ZERO_SHOT, Way, adapter_ways, best, untrained_ways
 from tunesmith.files import read_json, read_jsonl, sha256_json, write_json
 from tunesmith.findings import Finding, seen
 from tunesmith.progress import say
@@ -75,7 +75,7 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
         "primary": primary,
         "incumbent": incumbent.arm,
         "ways": [way.as_dict() for way in chosen],
-        "trivial": list(TRIVIAL),
+        "trivial": recipe.arms.trivial,
         "dev_means": {way.label: read_json(dev / f"{way.label}.json")["means"][primary] for way in tried},
     }
     selection["adapter_ways"] = [way.arm for way in adapter_ways(recipe, selection)]

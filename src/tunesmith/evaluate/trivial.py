@@ -7,22 +7,27 @@ value of each field. Only train is looked at; never imports torch.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.evaluate.arms import Retriever
-from tunesmith.evaluate.ways import TRIVIAL
 from tunesmith.rows import Row, loads
 
 
-def trivial_answers(train: Sequence[Row], rows: Sequence[Row]) -> Mapping[str, list[str]]:
-    """What each trivial arm says to some rows, in their order."""
-    near = Retriever(train)
-    constant = {"majority": majority(train), "skeleton": skeleton(train)}
-    answers = {name: [text] * len(rows) for name, text in constant.items()}
-    answers["copy_input"] = [row.source for row in rows]
-    answers["nearest_train"] = [near.nearest(row, 1)[0].reference for row in rows]
-    return {name: answers[name] for name in TRIVIAL}
+def trivial_answers(names: Sequence[str], train: Sequence[Row], rows: Sequence[Row]) -> Mapping[str, list[str]]:
+    """What each trivial arm of these names says to some rows, in their order."""
+    say: Mapping[str, Callable[[], list[str]]] = {
+        "majority": lambda: [majority(train)] * len(rows),
+        "skeleton": lambda: [skeleton(train)] * len(rows),
+        "copy_input": lambda: [row.source for row in rows],
+        "nearest_train": lambda: [nearest[0].reference for nearest in _nearest(train, rows)],
+    }
+    return {name: say[name]() for name in names}
+
+
+def _nearest(train: Sequence[Row], rows: Sequence[Row]) -> list[list[Row]]:
+    retriever = Retriever(train)
+    return [retriever.nearest(row, 1) for row in rows]
 
 
 def majority(train: Sequence[Row]) -> str:

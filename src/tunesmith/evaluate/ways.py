@@ -10,8 +10,6 @@ from tunesmith.recipe import Recipe
 from tunesmith.rows import Split
 from tunesmith.scoring import ScoreSection
 
-TRIVIAL = ("majority", "skeleton", "copy_input", "nearest_train")
-"""Arms that answer without a model."""
 ORACLES = ("gold_context",)
 """Arms that are told what nobody knows when it counts: shown beside the others, never the incumbent."""
 
