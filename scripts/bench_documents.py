@@ -1,11 +1,11 @@
 """Ask bank-answers' questions without their passages, of the whole knowledge base: how often the right one is found.
 
     python scripts/bench_documents.py --out DIR             # recall@k and nDCG@k by search, on dev and gate rows
-    python scripts/bench_documents.py --out DIR --answer    # and the arms: zero_shot, documents, gold_context, constrained
+    python scripts/bench_documents.py --out DIR --answer    # and the arms without training
 
-Makes a project of its own in DIR: the recipe `bank-open`, which extends bank-answers, its rows (the answerable questions
-of bank-answers' train, dev and gate, cut anew by document) and `knowledge.jsonl` (every passage of the bank). Numbers of
-passages and the fitted order are of dev alone.
+Makes a project of its own in DIR: the recipe `bank-open`, which extends bank-answers, its rows (the answerable
+questions of bank-answers' train, dev and gate, cut anew by document) and `knowledge.jsonl` (every passage of the bank).
+The fitted order is of dev alone.
 """
 
 import argparse

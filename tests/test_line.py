@@ -82,7 +82,9 @@ def test_the_line_ships_an_adapter_that_learned(finished: Path) -> None:
     assert verdict["verdict"] == "SHIP"
     assert verdict["incumbent"] == "constrained"
     assert verdict["arms"]["adapter"]["exact_match"]["mean"] > verdict["arms"]["constrained"]["exact_match"]["mean"]
-    assert set(verdict["arms"]) == {"zero_shot", "few_shot", "retrieval", "constrained", "adapter", "merged"}
+    untrained = {"zero_shot", "few_shot", "retrieval", "constrained"}
+    assert set(verdict["arms"]) == untrained | {"adapter", "adapter_retrieval", "merged"}
+    assert set(verdict["trivial"]) == {"majority", "skeleton", "copy_input"}
 
 
 def test_the_report_is_for_a_person(finished: Path) -> None:
@@ -109,6 +111,8 @@ def test_a_run_holds_what_the_architecture_says(finished: Path) -> None:
         "merged/model.safetensors",
         "arms/adapter.jsonl",
         "arms/dev/retrieval-2.jsonl",
+        "arms/dev/majority.jsonl",
+        "arms/skeleton.json",
         "guards.json",
         "verdict.json",
     ):

@@ -139,6 +139,9 @@ class Inputs:
             "baseline": sha256_file(self.run.path("arms/zero_shot.jsonl")),
         }
 
+    def _server_inputs(self, name: str) -> dict[str, Any]:
+        return self._answered_by({"arm": name, "server": self.recipe.arms.servers[name]})
+
     def _merged_arm_inputs(self) -> dict[str, Any]:
         return self._answered_by({"merged": read_json(self.run.path("merged/manifest.json"))["digest"]}) | {
             "guards": sha256_file(self.run.path("guards-adapter.json"))

@@ -69,7 +69,9 @@ class Line(Inputs):
             if not self.run.is_done(f"trivial/{split}", self._trivial_inputs()):
                 named = ", ".join(self.recipe.arms.trivial)
                 stale.append(f"{self.run.path('arms')}: {named}: made with other settings; `tunesmith baseline`")
-        for arm, inputs in (("adapter", self._adapter_arm_inputs()), ("merged", self._merged_arm_inputs())):
+        late = {"adapter": self._adapter_arm_inputs(), "merged": self._merged_arm_inputs()}
+        late |= {name: self._server_inputs(name) for name in self.recipe.arms.servers}
+        for arm, inputs in late.items():
             if not self.run.is_done(f"arm/{arm}", inputs):
                 stale.append(f"{self.run.path('arms')}/{arm}.jsonl: made with other settings; `tunesmith evaluate`")
         if stale:
@@ -321,6 +323,11 @@ class Line(Inputs):
                 with self.run.stage("arm/merged", inputs) as out:
                     (out / "arms").mkdir()
                     stage.run_merged(self.arena, merged, self.run.path("guards-adapter.json"), out)
+            for name, told in self.recipe.arms.servers.items():
+                inputs = self._server_inputs(name)
+                if not self.run.is_done(f"arm/{name}", inputs):
+                    with self.run.stage(f"arm/{name}", inputs) as out:
+                        stage.run_server(self.arena, name, told, out)
         say(f"  {self.run.path('arms')}")
 
     def _dev_rows(self) -> list[Rendered]:

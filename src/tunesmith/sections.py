@@ -128,8 +128,12 @@ class ArmsSection(Section):
     of each field, the input itself, the completion of the nearest training row."""
     adapter_retrieval: bool = True
     """Whether the adapter also answers with what retrieval puts before the base: documents, else training rows."""
-    servers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], str] = {}
-    """Other engines to show beside the arms: a name, and `model@http://…/v1` of an OpenAI-compatible server."""
+    servers: dict[
+        Annotated[str, Field(pattern=r"^served_[a-z0-9_]{1,32}$")],
+        Annotated[str, Field(pattern=r"^[^\s@]+@https?://[^\s@]+$")],
+    ] = {}
+    """Exported forms to show beside the arms: `served_<name>`, and `model@http://…/v1` of an OpenAI-compatible server
+    that takes token ids."""
     cache: bool = True
     """Whether answers are kept in the cache directory by content, and replayed instead of computed again."""
 

@@ -135,7 +135,7 @@ class Arena:
         scored = self._scored(rows, answers)
         about: dict[str, Any] = {
             "weights": engine.weights,
-            "computed_on": self.computed_on,
+            "computed_on": engine.computed_on,
             "prompts_at_limit": sum(len(ids) + self.settings.max_new_tokens == self.base.context() for ids in prompts),
             "settings": self.settings.as_dict(),
             "prefix_tokens": prefix,

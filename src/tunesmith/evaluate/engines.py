@@ -35,8 +35,13 @@ PLACES = ("_name_or_path", "base_model_name_or_path")
 class Engine(Protocol):
     """Answers prompts."""
 
-    weights: dict[str, str]
-    """Names, by digest, what answers; an arm's file holds it."""
+    @property
+    def weights(self) -> dict[str, str]:
+        """Names, by digest, what answers; an arm's file holds it."""
+
+    @property
+    def computed_on(self) -> dict[str, str]:
+        """Device and dtype, or where it is asked."""
 
     def identity(self) -> dict[str, Any] | None:
         """All that decides an answer beside prompt and settings; None where that cannot be known."""
@@ -148,6 +153,11 @@ class ServerEngine:
     def weights(self) -> dict[str, str]:
         """What the server calls what it holds."""
         return {"server": f"{self.model} at {self.url}"}
+
+    @property
+    def computed_on(self) -> dict[str, str]:
+        """Where it answers; the rest is not known."""
+        return {"server": self.url}
 
     def identity(self) -> None:
         """Not known."""

@@ -16,6 +16,7 @@ from tunesmith import adapters, findings, hardware
 from tunesmith.bases import Base, load_model
 from tunesmith.errors import EnvironmentFault
 from tunesmith.evaluate.arena import Arena
+from tunesmith.evaluate.engines import ServerEngine
 from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
 from tunesmith.evaluate.replay import replay
@@ -76,6 +77,7 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
         "incumbent": incumbent.arm,
         "ways": [way.as_dict() for way in chosen],
         "trivial": recipe.arms.trivial,
+        "servers": list(recipe.arms.servers),
         "dev_means": {way.label: read_json(dev / f"{way.label}.json")["means"][primary] for way in tried},
     }
     selection["adapter_ways"] = [way.arm for way in adapter_ways(recipe, selection)]
@@ -213,6 +215,12 @@ def run_merged(arena: Arena, merged: Path, adapter_guards: Path, out: Path) -> N
     weights = {"merged": read_json(merged / "manifest.json")["digest"]}
     arena.run(arena.engine(model, weights), Way("merged"), "gate", out / "arms")
     write_json(out / "guards.json", guards)
+
+
+def run_server(arena: Arena, name: str, told: str, out: Path) -> None:
+    """Answer the gate rows with what a server holds; `told` is `model@url`, as `arms.servers` names it."""
+    model, _, url = told.rpartition("@")
+    arena.run(ServerEngine(url, model, arena.renderer), Way(name), "gate", out / "arms")
 
 
 def logit_change(model: Any, arena: Arena) -> float:

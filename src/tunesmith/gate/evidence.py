@@ -50,6 +50,8 @@ class Evidence:
     """Gate rows that stand in train too, by kind of leak."""
     trivial: Mapping[str, Arm] = field(default_factory=dict)
     """What was said of the gate rows without a model."""
+    servers: Mapping[str, Arm] = field(default_factory=dict)
+    """Exported forms that answered behind a server: shown beside the arms, of no part in a verdict."""
 
     @property
     def incumbent(self) -> Arm:
@@ -73,6 +75,8 @@ def read_evidence(run: Path) -> Evidence:
         told = read_json(run / "selection.json")
         for name in (*(way["arm"] for way in told["ways"]), *told.get("trivial", ())):
             needed[run / "arms" / f"{name}.jsonl"] = "baseline"
+        late = {"adapter_retrieval"} & {*told.get("adapter_ways", ())} | {*told.get("servers", ())}
+        needed |= {run / "arms" / f"{name}.jsonl": "evaluate" for name in sorted(late)}
     missing = [
         f"{path}: not there yet; `tunesmith {stage}` makes it" for path, stage in needed.items() if not path.exists()
     ]
@@ -85,7 +89,8 @@ def read_evidence(run: Path) -> Evidence:
         answered.append("adapter_retrieval")
     arms = {name: read_arm(run / "arms" / f"{name}.jsonl") for name in answered}
     trivial = {name: read_arm(run / "arms" / f"{name}.jsonl") for name in selection.get("trivial", ())}
-    return Evidence(arms, selection, read_json(run / "guards.json"), trivial=trivial)
+    servers = {name: read_arm(run / "arms" / f"{name}.jsonl") for name in selection.get("servers", ())}
+    return Evidence(arms, selection, read_json(run / "guards.json"), trivial=trivial, servers=servers)
 
 
 def read_arm(path: Path) -> Arm:

@@ -38,6 +38,7 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[
         "ci_level": 1 - 2 * recipe.gate.alpha,
         "arms": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.arms.items()} if complete else {},
         "trivial": {name: fmean(arm.scores(metric)) for name, arm in evidence.trivial.items()} if complete else {},
+        "servers": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.servers.items()},
         "incumbent": incumbent.name,
         "fixed": [a["id"] for a, b in pairs if a["scores"][metric] > b["scores"][metric]],
         "broken": [a["id"] for a, b in pairs if a["scores"][metric] < b["scores"][metric]],
