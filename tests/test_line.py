@@ -16,7 +16,7 @@ from tests.forks import Forks
 from tunesmith.files import read_json, sha256_file, sha256_tree
 
 # Latencies are the one thing that two equal runs may not share.
-TIMED = {"latency_p50_s", "latency_p95_s"}
+TIMED = {"latency_p50_s", "latency_p95_s", "latency_p95_ratio"}
 
 
 @pytest.fixture

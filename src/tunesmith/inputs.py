@@ -136,6 +136,7 @@ class Inputs:
         return self._answered_by(*(way.as_dict() for way in ways)) | {
             "adapter": adapters.digest(self.run.path("adapter")),
             "quantization": self.recipe.quantization,
+            "guards": self.recipe.guards.measured(),
             "baseline": sha256_file(self.run.path("arms/zero_shot.jsonl")),
         }
 
@@ -155,6 +156,7 @@ class Inputs:
         ]
         return self._common() | {
             "gate": self.recipe.gate.model_dump(),
+            "guards": self.recipe.guards.model_dump(),
             "score": self.recipe.score.model_dump(),
             "evidence": {path.name: sha256_file(path) for path in sorted(evidence) if path.is_file()},
             "set": [text for text in self.loaded.overrides() if not text.startswith("export.")],

@@ -322,7 +322,9 @@ class Line(Inputs):
             else:
                 with self.run.stage("arm/merged", inputs) as out:
                     (out / "arms").mkdir()
-                    stage.run_merged(self.arena, merged, self.run.path("guards-adapter.json"), out)
+                    stage.run_merged(
+                        self.arena, merged, self.run.path("guards-adapter.json"), self.run.path("arms"), out
+                    )
             for name, told in self.recipe.arms.servers.items():
                 inputs = self._server_inputs(name)
                 if not self.run.is_done(f"arm/{name}", inputs):

@@ -28,6 +28,7 @@ from tunesmith.sections import (
     DevSection,
     ExportSection,
     GateSection,
+    GuardsSection,
     HardwareSection,
     LaunchSection,
     Section,
@@ -68,6 +69,7 @@ class Recipe(Section):
     dev: DevSection = DevSection()
     arms: ArmsSection
     gate: GateSection
+    guards: GuardsSection = GuardsSection()
     export: ExportSection = ExportSection()
 
     @field_validator("lora", "trainer")

@@ -19,6 +19,7 @@ from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.engines import ServerEngine
 from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
+from tunesmith.evaluate.guards import Guards
 from tunesmith.evaluate.replay import replay
 from tunesmith.evaluate.ways import ZERO_SHOT, Way, adapter_ways, best, untrained_ways
 from tunesmith.files import read_json, read_jsonl, sha256_json, write_json
@@ -120,12 +121,16 @@ def run_adapter(arena: Arena, adapter: Path, ways: Sequence[Way], arms: Path, ou
     manifest = adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
     model = load_base(arena)
     general = {"base": nll_by_document(model, arena.renderer)}
+    guards = Guards(arena, arms / "zero_shot")
+    of_base = guards.of_base(model)
+    logprobs = guards.base_logprobs(model, of_base)
     replayed = replay(model, arena.renderer, dataset.rows("gate"), arms / "zero_shot")
     if manifest["quantization"] != "none":
         del model
         model = load_base(arena, manifest["quantization"])
     attached = adapters.attach(model, adapter)
     general["adapter"] = nll_by_document(attached, arena.renderer)
+    models = {"base": of_base, "adapter": guards.of(attached, "adapter", of_base, logprobs)}
     weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
     engine = arena.engine(attached, weights)
     for way in ways:
@@ -133,7 +138,15 @@ def run_adapter(arena: Arena, adapter: Path, ways: Sequence[Way], arms: Path, ou
     change = logit_change(attached, arena)
     write_json(
         out / "guards-adapter.json",
-        {"general_nll": general, "adapter_changes_logits": change, "replayed": replayed},
+        {
+            "schema": 2,
+            "general_nll": general,
+            "adapter_changes_logits": change,
+            "replayed": replayed,
+            "asked": guards.asked.as_dict(),
+            "sensitivity": guards.sensitivity(of_base),
+            "models": models,
+        },
     )
     found = [
         seen(
@@ -207,14 +220,23 @@ def answers_end(arena: Arena, answers: Path) -> Finding:
     )
 
 
-def run_merged(arena: Arena, merged: Path, adapter_guards: Path, out: Path) -> None:
-    """Answer the gate rows with the merged model as exported, and write guards.json."""
+def run_merged(arena: Arena, merged: Path, adapter_guards: Path, arms: Path, out: Path) -> None:
+    """Answer the gate rows with the merged model as exported, and write guards.json.
+
+    The base is loaded once more, before it: the distance to it is over all its log-probabilities, which no file holds.
+    """
+    found = read_json(adapter_guards)
+    models = found["models"]
+    guards = Guards(arena, arms / "zero_shot")
+    logprobs = guards.base_logprobs(load_base(arena), models["base"])
     model = load_model(merged, dtype=scoring_dtype(arena))
-    guards = read_json(adapter_guards)
-    guards["general_nll"]["merged"] = nll_by_document(model, arena.renderer)
+    found["general_nll"]["merged"] = nll_by_document(model, arena.renderer)
+    models["merged"] = guards.of(model, "merged", models["base"], logprobs)
+    found["told"] = guards.told(models)
+    found["reference_tokens"] = guards.reference_tokens()
     weights = {"merged": read_json(merged / "manifest.json")["digest"]}
     arena.run(arena.engine(model, weights), Way("merged"), "gate", out / "arms")
-    write_json(out / "guards.json", guards)
+    write_json(out / "guards.json", found)
 
 
 def run_server(arena: Arena, name: str, told: str, out: Path) -> None:

@@ -35,6 +35,8 @@ def print_report(verdict: dict[str, Any], evidence: Evidence, console: Console) 
         console.print(numbers, markup=False, soft_wrap=True)
     for reason in verdict["reasons"]:
         console.print(f"  - {reason}", markup=False, soft_wrap=True)
+    for each in verdict["not_assessed"]:
+        console.print(f"  - not assessed: {each['guard']}: {each['why']}", markup=False, soft_wrap=True)
     if verdict["set"]:
         console.print(f"  - made with --set {', '.join(verdict['set'])}", markup=False)
     console.print(f"  primary metric {primary}, look {verdict['look']} at this gate split")

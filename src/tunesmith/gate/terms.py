@@ -55,6 +55,11 @@ def all_terms(evidence: Evidence, recipe: Recipe) -> list[Term]:
         terms.append(beats_trivial((adapter, merged), evidence.trivial, recipe))
     terms.append(no_worse(merged, adapter, recipe))
     terms += [general_loss(evidence.guards, arm, recipe) for arm in ("adapter", "merged")]
+    # Here, for it takes its words from this module.
+    from tunesmith.gate.guards import arm_guard_terms, guard_terms
+
+    terms += guard_terms(evidence.guards, recipe, recipe.gate.alpha)
+    terms += arm_guard_terms(evidence, recipe, recipe.gate.alpha)
     return terms
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.errors import ExitCode
 from tunesmith.gate.evidence import Arm, Evidence
+from tunesmith.gate.guards import not_assessed, told
 from tunesmith.gate.terms import Term, all_terms
 from tunesmith.recipe import Recipe
 from tunesmith.stats import mean_interval
@@ -43,6 +44,8 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[
         "fixed": [a["id"] for a, b in pairs if a["scores"][metric] > b["scores"][metric]],
         "broken": [a["id"] for a, b in pairs if a["scores"][metric] < b["scores"][metric]],
         "failure_classes": {name: failures(arm) for name, arm in evidence.arms.items()},
+        "guards": told(evidence, recipe, recipe.gate.alpha) if complete else {},
+        "not_assessed": not_assessed(evidence, recipe) if complete else [],
         "cost": {name: cost(arm) for name, arm in evidence.arms.items()},
         **about,
     }
