@@ -181,7 +181,7 @@ def test_stricter_alpha_and_margins_are_the_recipes(make_evidence: MakeEvidence,
         ("gate.general_nll_margin=0.05", {"general_nll_adapter", "general_nll_merged"}),
         ("gate.min_rows=61", {"enough_rows"}),
     ]:
-        recipe = load_recipe("smoke", root=repository, sets=[override]).recipe
+        recipe = load_recipe("smoke", root=repository, sets=["guards.format_margin=null", override]).recipe
         assert not_passing(judge(evidence, recipe, {})) == responsible, override
 
 

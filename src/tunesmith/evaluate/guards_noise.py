@@ -30,8 +30,10 @@ def noise(model: PreTrainedModel, strength: float, seed: int = 0) -> Iterator[in
             down = torch.randn(RANK, module.in_features, generator=random)
             up = torch.randn(module.out_features, RANK, generator=random)
             norm = float(((up.T @ up) * (down @ down.T)).sum().sqrt())
-            up *= strength * float(module.weight.float().norm()) / norm
-            handles.append(module.register_forward_hook(_adding(down.to(module.weight), up.to(module.weight))))
+            up *= strength * float(module.weight.detach().float().norm()) / norm
+            handles.append(
+                module.register_forward_hook(_adding(down.to(module.weight.detach()), up.to(module.weight.detach())))
+            )
     try:
         yield len(handles)
     finally:
