@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.gate.conftest import MakeEvidence
 from tunesmith.gate.evidence import Evidence
-from tunesmith.gate.guards import certifiable, guard_terms, length, not_assessed, rare, ratio, told
+from tunesmith.gate.guards import certifiable, guard_terms, kept, length, not_assessed, rare, ratio, told
 from tunesmith.gate.terms import Term
 from tunesmith.gate.verdict import judge
 from tunesmith.recipe import Recipe, load_recipe
@@ -260,3 +260,20 @@ def test_distances_and_accuracies_are_told(evidence: Evidence, recipe: Recipe) -
     assert set(found["probes"]) == {"piqa", "mmlu", "pooled"}
     assert 0 < found["probes"]["pooled"]["certifiable_margin"]["adapter"] < 0.01
     assert found["speed"]["adapter"]["tokens_out_ratio"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["shares", "answers"])
+def test_what_is_worse_by_the_margin_passes_as_rarely_as_alpha_says(kind: str) -> None:
+    """A point estimate within the margin would pass half of the time; a bound passes 5 %."""
+    random = np.random.default_rng(11)
+    margin, passed, runs = 0.15, 0, 600
+    for _ in range(runs):
+        if kind == "shares":
+            base = random.uniform(0.3, 0.7, 60)
+            ours = np.clip(base - margin + random.normal(0, 0.1, 60), 0, 1)
+        else:
+            base = (random.uniform(size=60) < 0.95).astype(float)
+            ours = base * (random.uniform(size=60) > margin / 0.95)
+        term = kept("x", "y", [float(x) for x in ours], [float(x) for x in base], margin=margin, alpha=0.05)
+        passed += term.outcome == "pass"
+    assert 0.01 < passed / runs < 0.075
