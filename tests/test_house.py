@@ -21,6 +21,7 @@ NOUNS = {
     "beginning",
     "chat_template",
     "curation",
+    "design",
     "embedder",
     "errors",
     "failures",
