@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tunesmith import __version__
 from tunesmith.ending import guarded
@@ -20,6 +21,20 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+
+
+class Judging(TyperGroup):
+    """A group whose command `judge` need not be named: `gate RECIPE` is `gate judge RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take what is no command of the group for the arguments of `judge`."""
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["judge", *args]
+        return super().parse_args(ctx, args)
+
+
+gate_app = typer.Typer(cls=Judging, help="Judge a run's evidence, or put the gate itself to the test.")
+app.add_typer(gate_app, name="gate", no_args_is_help=True)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name in recipes/, or a path to a YAML file.")]
 BaseName = Annotated[
@@ -71,13 +86,16 @@ def _line(
 
 
 def _report(line: Any, verdict: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from tunesmith.gate.evidence import read_evidence
     from tunesmith.gate.report import print_report
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    print_report(verdict, read_evidence(line.run.directory), console)
+    print_report(verdict, read_evidence(line.run.directory), _console())
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 @app.command()
@@ -181,8 +199,6 @@ def check(
 
 def _show_check(line: Any, number: int) -> None:
     """Tell what a check found, whatever it was."""
-    from rich.console import Console
-
     from tunesmith.check import shown
     from tunesmith.files import read_json
     from tunesmith.findings import table
@@ -190,7 +206,7 @@ def _show_check(line: Any, number: int) -> None:
 
     if not line.run.path("check.json").is_file():
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = _console()
     result, faults = read_json(line.run.path("check.json")), table(line.run.directory)
     renderer = Renderer(line.base.tokenizer(), line.base.end_ids())
     rows = shown.turns_of(line.dataset.rows("train"), number)
@@ -255,15 +271,13 @@ def train(
 
 
 def _train_curve(recipe: str, **options: Any) -> None:
-    from rich.console import Console
-
     from tunesmith.curve.stage import show
     from tunesmith.line import quiet_libraries
     from tunesmith.sizes import train_curve
 
     quiet_libraries()
     whole, told = train_curve(recipe, options)
-    show(told, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    show(told, _console())
     for name in ("curve.json", "curve.png"):
         typer.echo(whole.run.path(name))
 
@@ -278,7 +292,7 @@ def evaluate(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs:
     typer.echo(line.run.path("arms"))
 
 
-@app.command()
+@gate_app.command("judge")
 def gate(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
     """Judge a run's evidence; the exit code is the verdict (0 SHIP, 10 BLOCK, 11 INCONCLUSIVE, 12 INVALID)."""
     line = _line(recipe, base, sets, runs)
@@ -287,6 +301,24 @@ def gate(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: Run
     _report(line, verdict)
     typer.echo(line.run.path("verdict.json"))
     raise typer.Exit(verdict["exit_code"])
+
+
+@gate_app.command("selftest")
+def gate_selftest(
+    recipe: RecipeName,
+    sets: Sets = None,
+    runs: RunsDir = Path("runs"),
+    look: Annotated[int, typer.Option("--look", min=1, help="At the level of which look at the gate split.")] = 1,
+    pipelines: Annotated[int, typer.Option("--pipelines", min=100, help="Made-up runs a scenario.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Put the gate to the test on made-up runs of which the truth is known; exit 10 if it ships what it must not."""
+    from tunesmith.gate.selftest import selftest_of, show
+    from tunesmith.recipe import load_recipe
+
+    tested = selftest_of(load_recipe(recipe, sets=sets or []), runs, look=look, pipelines=pipelines, seed=seed)
+    show(tested, _console())
+    raise typer.Exit(ExitCode.DONE if tested.holds else ExitCode.BLOCK)
 
 
 @app.command()

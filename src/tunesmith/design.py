@@ -108,6 +108,6 @@ def intraclass_correlation(values: Sequence[float], groups: Sequence[str]) -> fl
 def design_effect(sizes: Sequence[int], correlation: float) -> float:
     """How many times as many rows are needed because they come in groups of these sizes.
 
-    1 + (sum m^2 / sum m - 1) icc; for equal sizes 1 + (m - 1) icc. Source: Kish 1965, Survey Sampling, ch. 5 and 8.
+    1 + (sum m^2 / sum m - 1) icc; for equal sizes 1 + (m - 1) icc. Source: Kish 1965, Survey Sampling.
     """
     return 1 + (sum(size * size for size in sizes) / sum(sizes) - 1) * correlation

@@ -41,8 +41,10 @@ class Assumed:
     right_or_wrong: bool = True
     icc: float = 0.1
     """How alike the differences of rows of one group are."""
-    incumbent: float = 0.5
+    incumbent: float = 0.45
     """The incumbent's mean score."""
+    trivial: float = 0.2
+    """The mean score of what is said without a model."""
     merged_discordance: float = 0.002
     """The same of merged and adapter: half a row of the 249 of docs/LOG.md, of which none differed."""
     general_sd: float = 0.11
@@ -58,11 +60,13 @@ def assume(recipe: Recipe, pilot: Mapping[str, Any] | None = None) -> Assumed:
     `noise` is how much an arm differs from itself in batches of another size: two forms of one adapter differ as much.
     """
     binary = recipe.score.primary in RIGHT_OR_WRONG
-    gain = min(1.0, PLANNED_GAINS * recipe.gate.min_gain)
+    gain = min(0.98, PLANNED_GAINS * recipe.gate.min_gain)
     usual = Assumed(
         gain=gain,
         discordance=0.2 if binary else 0.05,
         right_or_wrong=binary,
+        # Where both gains and losses have the most room.
+        incumbent=(1 - gain) / 2,
         general_documents=len(general_documents()),
     )
     known = {name: float(pilot[key]) for name, key in _MEASURED.items() if key in pilot} if pilot else {}
@@ -115,6 +119,12 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
         square = max(assumed.discordance, gain if assumed.right_or_wrong else gain**2)
         return chance(rows, gain, 0.0, gate.min_gain, square)
 
+    def beats(rows: int, gain: float) -> float:
+        # As often as two arms differ that have nothing to do with each other.
+        right, said = min(1.0, assumed.trivial + gain), assumed.trivial
+        square = right * (1 - said) + said * (1 - right)
+        return chance(rows, right - said, 0.0, -math.inf, square if assumed.right_or_wrong else square / 4)
+
     def merges(rows: int, margin: float) -> float:
         return chance(rows, 0.0, -margin, -math.inf, alike)
 
@@ -123,6 +133,7 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
         return chance_by_t(0.0, -margin, -math.inf, square, documents, documents - 1, alpha)
 
     documents = assumed.general_documents
+    over_trivial = assumed.incumbent + assumed.gain - assumed.trivial
     gain = TermPlan(
         "gain_adapter",
         "superiority",
@@ -132,6 +143,16 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
         gains(n, assumed.gain),
         _fewest(lambda rows: gains(rows, assumed.gain)) if assumed.gain > gate.min_gain else None,
         _smallest(lambda gain: gains(n, gain)),
+    )
+    trivial = TermPlan(
+        "beats_trivial",
+        "superiority",
+        over_trivial,
+        0.0,
+        n,
+        beats(n, over_trivial),
+        _fewest(lambda rows: beats(rows, over_trivial)) if over_trivial > 0 else None,
+        _smallest(lambda gain: beats(n, gain)),
     )
     merged = TermPlan(
         "merged_no_worse",
@@ -158,6 +179,7 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
         gain,
         # Their differences from the incumbent are the same but for the rows that merging flips.
         replace(gain, name="gain_merged", tied_to=gain.name, tie=tie),
+        trivial,
         merged,
         general,
         replace(general, name="general_nll_merged", tied_to=general.name, tie=0.99),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tunesmith.gate.evidence import Arm, Evidence
 from tunesmith.recipe import Recipe
-from tunesmith.stats import Interval, clustered_t, paired_interval, rows_needed
+from tunesmith.stats import Interval, clustered_t, non_inferior, paired_interval, rows_needed
 
 Kind = Literal["superiority", "non_inferiority", "integrity", "parity"]
 Outcome = Literal["pass", "fail", "open"]
@@ -44,22 +44,22 @@ class Term:
         return values
 
 
-def all_terms(evidence: Evidence, recipe: Recipe) -> list[Term]:
-    """Every term of the gate, integrity first."""
+def all_terms(evidence: Evidence, recipe: Recipe, alpha: float) -> list[Term]:
+    """Every term of the gate at level alpha, integrity first."""
     terms = integrity(evidence, recipe)
     if any(term.outcome == "fail" for term in terms):
         return terms
     adapter, merged = evidence.arms["adapter"], evidence.arms["merged"]
-    terms += [gain(arm, evidence.incumbent, recipe) for arm in (adapter, merged)]
+    terms += [gain(arm, evidence.incumbent, recipe, alpha) for arm in (adapter, merged)]
     if evidence.trivial:
-        terms.append(beats_trivial((adapter, merged), evidence.trivial, recipe))
-    terms.append(no_worse(merged, adapter, recipe))
-    terms += [general_loss(evidence.guards, arm, recipe) for arm in ("adapter", "merged")]
+        terms.append(beats_trivial((adapter, merged), evidence.trivial, recipe, alpha))
+    terms.append(no_worse(merged, adapter, recipe, alpha))
+    terms += [general_loss(evidence.guards, arm, recipe, alpha) for arm in ("adapter", "merged")]
     # Here, for it takes its words from this module.
     from tunesmith.gate.guards import arm_guard_terms, guard_terms
 
-    terms += guard_terms(evidence.guards, recipe, recipe.gate.alpha)
-    terms += arm_guard_terms(evidence, recipe, recipe.gate.alpha)
+    terms += guard_terms(evidence.guards, recipe, alpha)
+    terms += arm_guard_terms(evidence, recipe, alpha)
     return terms
 
 
@@ -137,11 +137,9 @@ def _counted(leaks: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(leaks.items()) if count) or "none"
 
 
-def gain(arm: Arm, incumbent: Arm, recipe: Recipe) -> Term:
+def gain(arm: Arm, incumbent: Arm, recipe: Recipe, alpha: float) -> Term:
     """What ships beats the incumbent: lower bound above 0, and a gain of at least `gate.min_gain`."""
-    return paired_gain(
-        f"gain_{arm.name}", arm, incumbent, recipe.score.primary, recipe.gate.min_gain, recipe.gate.alpha
-    )
+    return paired_gain(f"gain_{arm.name}", arm, incumbent, recipe.score.primary, recipe.gate.min_gain, alpha)
 
 
 def paired_gain(name: str, arm: Arm, incumbent: Arm, metric: str, wanted: float, alpha: float) -> Term:
@@ -166,7 +164,7 @@ def paired_gain(name: str, arm: Arm, incumbent: Arm, metric: str, wanted: float,
     )
 
 
-def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recipe) -> Term:
+def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recipe, alpha: float) -> Term:
     """What ships is better than anything said without a model: every lower bound is above 0; the lowest is told.
 
     Tested against each trivial arm at the same level, so which of them is best need not be chosen.
@@ -175,7 +173,7 @@ def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recip
     found = []
     for arm in arms:
         for other in trivial.values():
-            interval = paired_interval(arm.scores(metric), other.scores(metric), arm.groups, recipe.gate.alpha)
+            interval = paired_interval(arm.scores(metric), other.scores(metric), arm.groups, alpha)
             found.append((interval.low, f"{arm.name} over {other.name}", interval))
     _, pair, interval = min(found, key=lambda each: each[:2])
     outcome: Outcome = "pass" if interval.low > 0 else "open"
@@ -193,11 +191,11 @@ def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recip
     )
 
 
-def no_worse(merged: Arm, adapter: Arm, recipe: Recipe) -> Term:
+def no_worse(merged: Arm, adapter: Arm, recipe: Recipe, alpha: float) -> Term:
     """The merged model is not worse than the adapter by `gate.merged_margin`."""
     metric, margin = recipe.score.primary, recipe.gate.merged_margin
-    interval = paired_interval(merged.scores(metric), adapter.scores(metric), adapter.groups, recipe.gate.alpha)
-    outcome: Outcome = "pass" if interval.low > -margin else "fail" if interval.high < -margin else "open"
+    interval = paired_interval(merged.scores(metric), adapter.scores(metric), adapter.groups, alpha)
+    outcome: Outcome = "pass" if non_inferior(interval, margin) else "fail" if interval.high < -margin else "open"
     return _term(
         "merged_no_worse",
         "non_inferiority",
@@ -209,12 +207,12 @@ def no_worse(merged: Arm, adapter: Arm, recipe: Recipe) -> Term:
     )
 
 
-def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe) -> Term:
+def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe, alpha: float) -> Term:
     """Loss on general text rose by less than `gate.general_nll_margin` nats per token, over documents."""
     margin = recipe.gate.general_nll_margin
     nll = guards["general_nll"]
     rise = [after - before for after, before in zip(nll[arm], nll["base"], strict=True)]
-    interval = clustered_t(rise, [str(i) for i in range(len(rise))], recipe.gate.alpha)
+    interval = clustered_t(rise, [str(i) for i in range(len(rise))], alpha)
     outcome: Outcome = "pass" if interval.high < margin else "fail" if interval.low > margin else "open"
     return _term(
         f"general_nll_{arm}",

@@ -22,7 +22,7 @@ KINDS = ("right", "wrong", "missed")
 
 def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[str, Any]:
     """Weigh the evidence; returns the content of verdict.json. `about` adds digests, versions and names to it."""
-    terms = all_terms(evidence, recipe)
+    terms = all_terms(evidence, recipe, recipe.gate.alpha)
     verdict = decide(terms)
     adapter, incumbent = evidence.arms["adapter"], evidence.incumbent
     complete = verdict != "INVALID"

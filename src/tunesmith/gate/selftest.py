@@ -1,0 +1,267 @@
+"""The gate put to the test: made-up runs of which the truth is known, judged by the code that judges real ones.
+
+Each scenario draws pipelines, lays their evidence before `terms.all_terms` and counts the verdicts. One that must not
+ship may do so in at most alpha of the pipelines, give or take two standard errors of a simulation of this size; one
+that gains what is planned must ship as often as `power` says, less three points. Beside it stand rules that people use,
+on the same rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.files import read_json
+from tunesmith.gate.bench import CHECKPOINTS, Bench
+from tunesmith.gate.made_up import Shape, shape_of
+from tunesmith.gate.power import Assumed, TermPlan, assume, plan_terms, power_of_all
+from tunesmith.progress import say
+from tunesmith.recipe import LoadedRecipe, Recipe
+from tunesmith.rows import Dataset
+from tunesmith.stats import spent
+
+FEWEST = 2000
+"""Pipelines of a scenario that must not ship; the others, whose rates are told apart with fewer, have a part of
+them."""
+IN_GROUPS = 0.5
+"""How alike rows of a group are in the scenario that is about groups."""
+SHORT = 0.03
+"""How much less often than planned an adapter may ship that gains what is planned."""
+COMPARED = 100
+"""Pipelines of a scenario, where it is one of two, that are put before the whole of `verdict.judge` too."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scenario's pipelines."""
+
+    name: str
+    says: str
+    pipelines: int
+    verdicts: Mapping[str, int]
+    at_most: float | None = None
+    """How often it may ship."""
+    at_least: float | None = None
+    """How often it must ship."""
+
+    @property
+    def rate(self) -> float:
+        """The part of the pipelines that shipped."""
+        return self.verdicts.get("SHIP", 0) / self.pipelines
+
+    @property
+    def allowed(self) -> float | None:
+        """`at_most` and two standard errors of a simulation of this size."""
+        if self.at_most is None:
+            return None
+        return self.at_most + 2 * sqrt(self.at_most * (1 - self.at_most) / self.pipelines)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it shipped no more often than it may, and no less often than it must."""
+        below = self.allowed is None or self.rate <= self.allowed
+        return below and (self.at_least is None or self.rate >= self.at_least - SHORT)
+
+
+@dataclass(frozen=True)
+class Selftest:
+    """All outcomes, and the plan that they are held against."""
+
+    name: str
+    alpha: float
+    assumed: Assumed
+    shape: Shape
+    plans: list[TermPlan]
+    power: float
+    outcomes: list[Outcome]
+    other_rules: dict[str, float]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every scenario came out as promised."""
+        return all(outcome.holds for outcome in self.outcomes)
+
+    def outcome(self, name: str) -> Outcome:
+        """The outcome of one scenario."""
+        return next(outcome for outcome in self.outcomes if outcome.name == name)
+
+
+def selftest(
+    recipe: Recipe, shape: Shape, assumed: Assumed, *, look: int = 1, pipelines: int = FEWEST, seed: int = 0
+) -> Selftest:
+    """Put a recipe's gate to the test, at the level of this look."""
+    alpha = spent(recipe.gate.alpha, look)
+    assumed = replace(assumed, trivial=min(shape.majority, assumed.incumbent))
+    plans = plan_terms(recipe, shape.sizes, assumed, alpha)
+    power = power_of_all(plans)
+    bench = Bench(recipe, shape, assumed, alpha, seed)
+    gate, some, few = recipe.gate, max(1, pipelines // 2), max(1, pipelines // 4)
+    sure = min(0.9, assumed.gain + 0.3)
+    """A gain that no other term stops."""
+    low = (1 - sure) / 2
+    scenarios: list[tuple[str, str, int, float | None, float | None, Any]] = [
+        ("no better", "an adapter no better than the incumbent", pipelines, alpha, None, {"compared": COMPARED}),
+        (
+            "no better, in groups",
+            f"the same where rows of a group are alike by {IN_GROUPS:g}",
+            pipelines,
+            alpha,
+            None,
+            {"icc": IN_GROUPS},
+        ),
+        (
+            "merged at its margin",
+            f"a merged model that is worse by {gate.merged_margin:g}",
+            some,
+            alpha,
+            None,
+            {"gain": sure, "discordance": sure, "incumbent": low, "merged": (-gate.merged_margin,) * 2},
+        ),
+        (
+            "forgetting at its margin",
+            f"a loss on general text that rose by {gate.general_nll_margin:g}",
+            some,
+            alpha,
+            None,
+            {"gain": sure, "discordance": sure, "incumbent": low, "rise": gate.general_nll_margin},
+        ),
+        (
+            "majority collapse",
+            "the commonest answer to every row, and a weaker incumbent",
+            few,
+            alpha,
+            None,
+            {"replay": "majority", "incumbent": assumed.trivial / 2},
+        ),
+        (
+            "erased merge",
+            "a merged model that answers as the base does",
+            few,
+            alpha,
+            None,
+            {"gain": sure, "discordance": sure, "incumbent": low, "replay": "base"},
+        ),
+        (
+            "stale cache",
+            "the incumbent's answers, replayed as the adapter's",
+            few,
+            alpha,
+            None,
+            {"replay": "incumbent"},
+        ),
+        ("just min_gain", f"a true gain of {gate.min_gain:g}", few, None, None, {"gain": gate.min_gain}),
+        (
+            "planned gain",
+            f"a true gain of {assumed.gain:g}",
+            pipelines,
+            None,
+            power,
+            {"gain": assumed.gain, "compared": COMPARED},
+        ),
+    ]
+    outcomes = []
+    for place, (name, says, count, at_most, at_least, truth) in enumerate(scenarios):
+        say(f"  {name}: {count} pipelines")
+        outcomes.append(Outcome(name, says, count, bench.judged(place, count, **truth), at_most, at_least))
+    say(f"  best of {CHECKPOINTS}: {pipelines} pipelines; {CHECKPOINTS} looks: {few} pipelines")
+    picked = bench.best_of_many(len(scenarios), pipelines)
+    says = f"the best on dev of {CHECKPOINTS} checkpoints, none better than the incumbent, judged once"
+    outcomes.insert(1, Outcome(f"best of {CHECKPOINTS}", says, pipelines, picked, alpha))
+    looks = bench.many_looks(len(scenarios) + 1, few)
+    says = f"all {CHECKPOINTS} judged on the same gate rows, each look at its share of alpha"
+    outcomes.insert(2, Outcome(f"{CHECKPOINTS} looks", says, few, looks, gate.alpha))
+    others = bench.other_rules(len(scenarios) + 2, pipelines)
+    return Selftest(recipe.name, alpha, assumed, shape, plans, power, outcomes, others)
+
+
+def selftest_of(loaded: LoadedRecipe, runs: Path, **options: Any) -> Selftest:
+    """Put a recipe's gate to the test on rows like its own, with what the newest pilot of it measured.
+
+    Raises:
+        UserError: its curated rows are not what was curated.
+    """
+    pilots = [
+        (path.stat().st_mtime, path, pilot)
+        for path in runs.glob(f"{loaded.recipe.name}-*/plan.json")
+        if (pilot := read_json(path).get("pilot"))
+    ]
+    newest = max(pilots, default=None, key=lambda each: each[0])
+    if newest is None:
+        say("  no pilot in this recipe's runs: how often arms differ, and how alike rows of a group are, is assumed")
+    else:
+        say(f"  pilot: {newest[1]}")
+    assumed = assume(loaded.recipe, newest[2] if newest else None)
+    return selftest(loaded.recipe, shape_of(Dataset(loaded.data_directory)), assumed, **options)
+
+
+def show(tested: Selftest, console: Console) -> None:
+    """Print what was assumed, what came of it, and one sentence last."""
+    assumed, shape = tested.assumed, tested.shape
+    rows = f"{sum(shape.sizes)} gate rows in {len(shape.sizes)} groups"
+    rows += "" if shape.curated else " (assumed: no rows are curated)"
+    console.print(f"\n{tested.name}: {rows}; level {tested.alpha:.4f}", markup=False, soft_wrap=True)
+    known = {
+        "discordance": f"arms differ by {assumed.discordance:.3f}",
+        "icc": f"rows of a group are alike by {assumed.icc:.2f}",
+        "merged_discordance": f"merged differs from adapter by {assumed.merged_discordance:.3f}",
+    }
+    for word, wanted in (("measured by the pilot", True), ("assumed", False)):
+        if told := [text for key, text in known.items() if (key in assumed.measured) == wanted]:
+            console.print(f"{word}: {'; '.join(told)}", markup=False, soft_wrap=True)
+    console.print("\nPlan\n")
+    console.print(_plans(tested))
+    console.print("\nThe gate\n")
+    console.print(_outcomes(tested))
+    console.print("\nOther rules, on adapters no better than the incumbent\n")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("rule", overflow="fold")
+    table.add_column("passes", justify="right")
+    for name, rate in tested.other_rules.items():
+        table.add_row(name, f"{rate:.1%}")
+    console.print(table)
+    console.print(f"\n{sentence(tested)}", markup=False, soft_wrap=True)
+
+
+def sentence(tested: Selftest) -> str:
+    """What came out, in one sentence with its figures."""
+    equal, picked = tested.outcome("no better"), tested.outcome(f"best of {CHECKPOINTS}")
+    planned, looks = tested.outcome("planned gain"), tested.outcome(f"{CHECKPOINTS} looks")
+    naive = tested.other_rules["score > base"], tested.other_rules["score > base, best of 20 on the same rows"]
+    broken = [outcome.name for outcome in tested.outcomes if not outcome.holds]
+    return (
+        f"{'FAILS (' + ', '.join(broken) + ')' if broken else 'HOLDS'}: {tested.name}'s gate ships {equal.rate:.1%} of "
+        f"{equal.pipelines} adapters no better than the incumbent, {picked.rate:.1%} when they are the best of "
+        f"{CHECKPOINTS} on dev ({tested.alpha:.1%} allowed) and {looks.rate:.1%} over {CHECKPOINTS} looks, where "
+        f"`score > base` ships {naive[0]:.1%} and {naive[1]:.1%}; it ships {planned.rate:.1%} of those that gain "
+        f"{tested.assumed.gain:+.3f} ({tested.power:.1%} planned)."
+    )
+
+
+def _plans(tested: Selftest) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("term", "true value", "bound", "n", "power", "n for 95 %", "smallest shown"):
+        table.add_column(column, justify="left" if column == "term" else "right", overflow="fold")
+    for plan in tested.plans:
+        numbers = (f"{plan.effect:+.3f}", f"{plan.margin:+.3f}", str(plan.n), f"{plan.power:.3f}")
+        needed = "none" if plan.n_needed is None else str(plan.n_needed)
+        table.add_row(plan.name, *numbers, needed, "none" if plan.mde is None else f"{plan.mde:.3f}")
+    table.add_row("all together", "", "", "", f"{tested.power:.3f}", "", "")
+    return table
+
+
+def _outcomes(tested: Selftest) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("scenario", "what is true", "pipelines", "ships", "wanted", ""):
+        justify: Any = "right" if column in {"pipelines", "ships", "wanted"} else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for outcome in tested.outcomes:
+        wanted = "" if outcome.at_least is None else f">= {outcome.at_least - SHORT:.1%}"
+        if outcome.allowed is not None:
+            wanted = f"<= {outcome.allowed:.1%}"
+        word = "" if not wanted else "holds" if outcome.holds else "FAILS"
+        table.add_row(outcome.name, outcome.says, str(outcome.pipelines), f"{outcome.rate:.1%}", wanted, word)
+    return table
