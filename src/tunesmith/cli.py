@@ -309,7 +309,7 @@ def gate_selftest(
     sets: Sets = None,
     runs: RunsDir = Path("runs"),
     look: Annotated[int, typer.Option("--look", min=1, help="At the level of which look at the gate split.")] = 1,
-    pipelines: Annotated[int, typer.Option("--pipelines", min=100, help="Made-up runs a scenario.")] = 2000,
+    pipelines: Annotated[int, typer.Option("--pipelines", min=20, help="Made-up runs a scenario.")] = 2000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Put the gate to the test on made-up runs of which the truth is known; exit 10 if it ships what it must not."""

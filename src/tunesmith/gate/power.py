@@ -17,7 +17,7 @@ from scipy import special, stats
 from tunesmith.design import design_effect, smallest_margin
 from tunesmith.probes import general_documents
 from tunesmith.recipe import Recipe
-from tunesmith.stats import tango_parts
+from tunesmith.stats import tango_parts, unseen
 
 TERM_POWER = 0.95
 """The power that rows of a single term are counted for: all terms have to pass."""
@@ -126,7 +126,11 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
         return chance(rows, right - said, 0.0, -math.inf, square if assumed.right_or_wrong else square / 4)
 
     def merges(rows: int, margin: float) -> float:
-        return chance(rows, 0.0, -margin, -math.inf, alike)
+        power = chance(rows, 0.0, -margin, -math.inf, alike)
+        if assumed.right_or_wrong or unseen(max(2, round(rows / grouped)), alpha) < margin:
+            return power
+        # Where no row differs the bound is what so many groups leave unseen; so many rows differ at least.
+        return power * (1 - math.exp(-rows * alike))
 
     def forgets(documents: int, margin: float) -> float:
         square = assumed.general_sd**2

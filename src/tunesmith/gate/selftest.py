@@ -1,19 +1,21 @@
 """The gate put to the test: made-up runs of which the truth is known, judged by the code that judges real ones.
 
 Each scenario draws pipelines, lays their evidence before `terms.all_terms` and counts the verdicts. One that must not
-ship may do so in at most alpha of the pipelines, give or take two standard errors of a simulation of this size; one
-that gains what is planned must ship as often as `power` says, less three points. Beside it stand rules that people use,
-on the same rows.
+ship may do so in at most alpha of the pipelines, and what a simulation of this size adds to that by chance; one that
+gains what is planned must ship as often as `power` says, less three points. Beside it stand rules that people use, on
+the same rows.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from tunesmith.files import read_json
 from tunesmith.gate.bench import CHECKPOINTS, Bench
@@ -31,6 +33,8 @@ IN_GROUPS = 0.5
 """How alike rows of a group are in the scenario that is about groups."""
 SHORT = 0.03
 """How much less often than planned an adapter may ship that gains what is planned."""
+CHANCE = 0.025
+"""How likely a gate that ships at just its level is said to ship too often, in one scenario."""
 COMPARED = 100
 """Pipelines of a scenario, where it is one of two, that are put before the whole of `verdict.judge` too."""
 
@@ -55,10 +59,10 @@ class Outcome:
 
     @property
     def allowed(self) -> float | None:
-        """`at_most` and two standard errors of a simulation of this size."""
+        """The highest rate that a simulation of this size would show by chance, once in forty, were `at_most` true."""
         if self.at_most is None:
             return None
-        return self.at_most + 2 * sqrt(self.at_most * (1 - self.at_most) / self.pipelines)
+        return float(stats.binom.ppf(1 - CHANCE, self.pipelines, self.at_most)) / self.pipelines
 
     @property
     def holds(self) -> bool:
@@ -90,91 +94,121 @@ class Selftest:
         return next(outcome for outcome in self.outcomes if outcome.name == name)
 
 
+@dataclass(frozen=True)
+class Scenario:
+    """Pipelines of one kind."""
+
+    name: str
+    says: str
+    """What is true of them."""
+    pipelines: int
+    draw: Callable[[Bench, int, int], Counter[str]]
+    """Draws and judges them: the bench, a number for the seed, how many."""
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+def scenarios(recipe: Recipe, assumed: Assumed, alpha: float, power: float, pipelines: int) -> list[Scenario]:
+    """All that a gate is put through; fewer pipelines where rates are told apart with fewer."""
+    gate, some, few = recipe.gate, max(1, pipelines // 2), max(1, pipelines // 4)
+    # A gain that no other term stops.
+    sure = min(0.9, assumed.gain + 0.3)
+    clear = {"gain": sure, "discordance": sure, "incumbent": (1 - sure) / 2}
+    kind = partial(partial, Bench.judged)
+    return [
+        Scenario(
+            "no better", "an adapter no better than the incumbent", pipelines, kind(compared=COMPARED), at_most=alpha
+        ),
+        Scenario(
+            f"best of {CHECKPOINTS}",
+            f"the best on dev of {CHECKPOINTS} checkpoints, none better than the incumbent, judged once",
+            pipelines,
+            Bench.best_of_many,
+            at_most=alpha,
+        ),
+        Scenario(
+            f"{CHECKPOINTS} looks",
+            f"all {CHECKPOINTS} judged on the same gate rows, each look at its share of alpha",
+            few,
+            Bench.many_looks,
+            at_most=gate.alpha,
+        ),
+        Scenario(
+            "no better, in groups",
+            f"no better, and rows of a group alike by {IN_GROUPS:g}",
+            pipelines,
+            kind(icc=IN_GROUPS),
+            at_most=alpha,
+        ),
+        Scenario(
+            "merged at its margin",
+            f"a merged model that is worse by {gate.merged_margin:g}",
+            some,
+            kind(**clear, merged=(-gate.merged_margin, gate.merged_margin)),
+            at_most=alpha,
+        ),
+        Scenario(
+            "forgetting at its margin",
+            f"a loss on general text that rose by {gate.general_nll_margin:g}",
+            some,
+            kind(**clear, rise=gate.general_nll_margin),
+            at_most=alpha,
+        ),
+        Scenario(
+            "majority collapse",
+            "the commonest answer to every row, beside a weaker incumbent",
+            few,
+            kind(replay="majority", incumbent=assumed.trivial / 2),
+            at_most=alpha,
+        ),
+        Scenario(
+            "erased merge",
+            "a merged model that answers as the base does",
+            few,
+            kind(**clear, replay="base"),
+            at_most=alpha,
+        ),
+        Scenario(
+            "stale cache",
+            "the incumbent's answers, replayed as the adapter's",
+            few,
+            kind(replay="incumbent"),
+            at_most=alpha,
+        ),
+        Scenario("just min_gain", f"a true gain of {gate.min_gain:g}", few, kind(gain=gate.min_gain)),
+        Scenario(
+            "planned gain",
+            f"a true gain of {assumed.gain:g}",
+            pipelines,
+            kind(gain=assumed.gain, compared=COMPARED),
+            at_least=power,
+        ),
+    ]
+
+
 def selftest(
-    recipe: Recipe, shape: Shape, assumed: Assumed, *, look: int = 1, pipelines: int = FEWEST, seed: int = 0
+    recipe: Recipe,
+    shape: Shape,
+    assumed: Assumed,
+    *,
+    look: int = 1,
+    pipelines: int = FEWEST,
+    seed: int = 0,
+    only: Collection[str] = (),
 ) -> Selftest:
-    """Put a recipe's gate to the test, at the level of this look."""
+    """Put a recipe's gate to the test, at the level of this look; `only` names scenarios, none for all."""
     alpha = spent(recipe.gate.alpha, look)
     assumed = replace(assumed, trivial=min(shape.majority, assumed.incumbent))
     plans = plan_terms(recipe, shape.sizes, assumed, alpha)
     power = power_of_all(plans)
     bench = Bench(recipe, shape, assumed, alpha, seed)
-    gate, some, few = recipe.gate, max(1, pipelines // 2), max(1, pipelines // 4)
-    sure = min(0.9, assumed.gain + 0.3)
-    """A gain that no other term stops."""
-    low = (1 - sure) / 2
-    scenarios: list[tuple[str, str, int, float | None, float | None, Any]] = [
-        ("no better", "an adapter no better than the incumbent", pipelines, alpha, None, {"compared": COMPARED}),
-        (
-            "no better, in groups",
-            f"the same where rows of a group are alike by {IN_GROUPS:g}",
-            pipelines,
-            alpha,
-            None,
-            {"icc": IN_GROUPS},
-        ),
-        (
-            "merged at its margin",
-            f"a merged model that is worse by {gate.merged_margin:g}",
-            some,
-            alpha,
-            None,
-            {"gain": sure, "discordance": sure, "incumbent": low, "merged": (-gate.merged_margin,) * 2},
-        ),
-        (
-            "forgetting at its margin",
-            f"a loss on general text that rose by {gate.general_nll_margin:g}",
-            some,
-            alpha,
-            None,
-            {"gain": sure, "discordance": sure, "incumbent": low, "rise": gate.general_nll_margin},
-        ),
-        (
-            "majority collapse",
-            "the commonest answer to every row, and a weaker incumbent",
-            few,
-            alpha,
-            None,
-            {"replay": "majority", "incumbent": assumed.trivial / 2},
-        ),
-        (
-            "erased merge",
-            "a merged model that answers as the base does",
-            few,
-            alpha,
-            None,
-            {"gain": sure, "discordance": sure, "incumbent": low, "replay": "base"},
-        ),
-        (
-            "stale cache",
-            "the incumbent's answers, replayed as the adapter's",
-            few,
-            alpha,
-            None,
-            {"replay": "incumbent"},
-        ),
-        ("just min_gain", f"a true gain of {gate.min_gain:g}", few, None, None, {"gain": gate.min_gain}),
-        (
-            "planned gain",
-            f"a true gain of {assumed.gain:g}",
-            pipelines,
-            None,
-            power,
-            {"gain": assumed.gain, "compared": COMPARED},
-        ),
-    ]
     outcomes = []
-    for place, (name, says, count, at_most, at_least, truth) in enumerate(scenarios):
-        say(f"  {name}: {count} pipelines")
-        outcomes.append(Outcome(name, says, count, bench.judged(place, count, **truth), at_most, at_least))
-    say(f"  best of {CHECKPOINTS}: {pipelines} pipelines; {CHECKPOINTS} looks: {few} pipelines")
-    picked = bench.best_of_many(len(scenarios), pipelines)
-    says = f"the best on dev of {CHECKPOINTS} checkpoints, none better than the incumbent, judged once"
-    outcomes.insert(1, Outcome(f"best of {CHECKPOINTS}", says, pipelines, picked, alpha))
-    looks = bench.many_looks(len(scenarios) + 1, few)
-    says = f"all {CHECKPOINTS} judged on the same gate rows, each look at its share of alpha"
-    outcomes.insert(2, Outcome(f"{CHECKPOINTS} looks", says, few, looks, gate.alpha))
-    others = bench.other_rules(len(scenarios) + 2, pipelines)
+    for place, each in enumerate(scenarios(recipe, assumed, alpha, power, pipelines)):
+        if not only or each.name in only:
+            say(f"  {each.name}: {each.pipelines} pipelines")
+            verdicts = each.draw(bench, place, each.pipelines)
+            outcomes.append(Outcome(each.name, each.says, each.pipelines, verdicts, each.at_most, each.at_least))
+    others = bench.other_rules(len(outcomes), pipelines)
     return Selftest(recipe.name, alpha, assumed, shape, plans, power, outcomes, others)
 
 
