@@ -240,7 +240,8 @@ def clustered_ratio(
 
     `ours` and `theirs` hold counts, rows first; `ratio` maps counts (draws, ...) summed over rows to a value a draw,
     such as `micro_f1`. Groups are drawn with replacement, both arms with the same draw. Percentiles stand at
-    Phi(sqrt(C/(C-1)) t^-1(alpha; C-1)) instead of alpha: a bootstrap of C groups is too narrow by these two factors.
+    Phi(sqrt(C/(C-1)) t^-1(alpha; C-1)) instead of alpha, where C is the groups that unequal ones are worth, as in
+    `clustered_t`: a bootstrap of C groups is too narrow by these two factors.
     Repeatable by seed. Source: Efron and Tibshirani 1993, ch. 13; Hesterberg 2015, American Statistician 69:371, for
     the widening.
 
@@ -266,7 +267,8 @@ def clustered_ratio(
     even = np.full(clusters, 1 / clusters)
     parts = [rng.multinomial(clusters, even, size=min(1000, draws - done)) for done in range(0, draws, 1000)]
     drawn = np.concatenate([value(part.astype(np.float64)) for part in parts])
-    tail = float(special.ndtr(math.sqrt(clusters / (clusters - 1)) * special.stdtrit(clusters - 1, alpha)))
+    worth = len(groups) ** 2 / float((np.bincount(member) ** 2).sum())
+    tail = float(special.ndtr(math.sqrt(worth / (worth - 1)) * special.stdtrit(worth - 1, alpha)))
     low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))
     estimate = float(value(np.ones((1, clusters)))[0])
     if low == high:
