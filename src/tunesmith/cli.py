@@ -230,6 +230,56 @@ def plan(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: Run
 
 
 @app.command()
+def diagnose(
+    what: Annotated[
+        str, typer.Argument(metavar="RECIPE|LOGS.jsonl", help="A recipe, whose dev rows are tried; or a log of calls.")
+    ],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="With a log: try the interventions on it with this recipe's base.")
+    ] = None,
+    base: BaseName = None,
+    sets: Sets = None,
+    runs: RunsDir = Path("runs"),
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Most failing rows to try, and half as many right.")] = 200,
+    prices: Annotated[Path | None, typer.Option("--prices", help="A prices file of your own.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="What serves the calls: a name in the prices.")] = None,
+) -> None:
+    """Say why rows fail and what would repair it, before anything is trained; exit 11 if more rows are needed."""
+    from rich.console import Console
+
+    from tunesmith.diagnose.shown import show
+
+    is_log = what.endswith((".jsonl", ".json"))
+    if is_log and recipe is None:
+        if base or sets:
+            raise typer.BadParameter("a log alone is read, and asks no model; name --recipe too", param_hint="--base")
+        from tunesmith.diagnosing import diagnose_log
+        from tunesmith.prices import read_prices
+        from tunesmith.sections import CostSection
+
+        listed, cost = read_prices(prices), CostSection()
+        named = model or cost.serves
+        listed.price(named)
+        path, told = diagnose_log(Path(what), runs, cost.model_copy(update={"serves": named}), listed)
+    else:
+        if recipe is not None and not is_log:
+            raise typer.BadParameter("is for a log; give it as LOGS.jsonl", param_hint="--recipe")
+        from tunesmith.diagnosing import Diagnosis
+        from tunesmith.line import quiet_libraries
+
+        quiet_libraries()
+        served = [f"cost.serves={model}"] if model else []
+        line = Diagnosis(recipe or what, base=base, sets=[*(sets or []), *served], runs=runs)
+        if not is_log:
+            line.curate()
+        log = Path(what) if is_log else None
+        path, told = line.diagnose(log, failing=rows, right=rows // 2, prices=prices)
+    show(told, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    typer.echo(path)
+    raise typer.Exit(told["exit_code"])
+
+
+@app.command()
 def baseline(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
     """Answer the held-out rows without training, and choose the incumbent on dev."""
     line = _line(recipe, base, sets, runs)

@@ -1,7 +1,8 @@
 """What one call costs, what one right answer costs, and from how many calls on an outlay pays.
 
-Pure functions over tokens and prices. A beginning that all calls share costs less where it is cached, so the tokens of a
-prompt are told apart: shared, own, retrieved. A saving of prompt tokens that forgets this is overstated several times.
+Pure functions over tokens and prices. A beginning that all calls share costs less where it is cached, so the tokens of
+a prompt are told apart: shared, own, retrieved. A saving of prompt tokens that forgets this is overstated several
+times.
 """
 
 import math
@@ -41,8 +42,8 @@ class Use:
 def cache_factor(hits: float, price: Price) -> float:
     """What a token of the shared beginning costs beside an uncached one: h * read ratio + (1 - h) * write ratio.
 
-    `hits` is the part of calls, 0 to 1, that find it in the cache; the others write it. Where nothing is ever found, nobody
-    would write: the factor is 1.
+    `hits` is the part of calls, 0 to 1, that find it in the cache; the others write it. Where nothing is ever found,
+    nobody would write: the factor is 1.
     """
     if hits == 0 or price.input == 0:
         return 1.0

@@ -24,6 +24,7 @@ from tunesmith.secrets import secrets
 from tunesmith.sections import (
     ArmsSection,
     CheckpointsSection,
+    CostSection,
     DataSection,
     DevSection,
     ExportSection,
@@ -70,6 +71,7 @@ class Recipe(Section):
     arms: ArmsSection
     gate: GateSection
     guards: GuardsSection = GuardsSection()
+    cost: CostSection = CostSection()
     export: ExportSection = ExportSection()
 
     @field_validator("lora", "trainer")
@@ -107,6 +109,11 @@ class LoadedRecipe:
     def data_directory(self) -> Path:
         """The directory of the curated splits."""
         return self.root / self.recipe.data.directory
+
+    @property
+    def prices_path(self) -> Path | None:
+        """The user's own prices, if the recipe names any."""
+        return self.root / self.recipe.cost.prices if self.recipe.cost.prices else None
 
     @property
     def schema_path(self) -> Path:
@@ -227,6 +234,7 @@ def _outside(recipe: Recipe, source: YamlSource, label: str) -> Iterator[str]:
     paths: list[tuple[Keys, str]] = [
         (("data", "directory"), recipe.data.directory),
         (("data", "schema"), recipe.data.output_schema),
+        *([(("cost", "prices"), recipe.cost.prices)] if recipe.cost.prices is not None else []),
         *((("curate", "sources", i, "path"), each.path) for i, each in enumerate(recipe.curate.sources)),
         *((("curate", "probes", i), path) for i, path in enumerate(recipe.curate.probes)),
         *([(("arms", "knowledge", "path"), recipe.arms.knowledge.path)] if recipe.arms.knowledge else []),

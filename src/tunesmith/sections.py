@@ -269,6 +269,31 @@ class GuardsSection(Section):
         return whole
 
 
+class CostSection(Section):
+    """What calls cost, and what is assumed of them; money is in dollars."""
+
+    prices: str | None = None
+    """A prices file of the user's own, relative to the project; none takes the shipped `prices.yaml`."""
+    serves: str = "gpu-24gb"
+    """What answers without an adapter: a model or a machine of the prices."""
+    tuned: str = "gpu-24gb"
+    """What would answer with the adapter."""
+    cache_hits: Fraction = 0.0
+    """Part of the calls that find the beginning that all share in a cache."""
+    retrieval: Annotated[float, Field(ge=0)] = 0.0
+    """What finding passages costs, a call."""
+    fallback: Fraction = 0.0
+    """Part of the tuned model's calls that are answered a second time without it."""
+    miss: Annotated[float, Field(ge=0)] = 0.0
+    """What a wrong answer loses."""
+    one_off: Annotated[float, Field(ge=0)] = 0.0
+    """What data, training and judging cost, once."""
+    hosting: Annotated[float, Field(ge=0)] = 0.0
+    """What holding the tuned model ready costs a month, besides its price a token."""
+    retrains: Annotated[float, Field(ge=0)] = 0.0
+    """How often a year it is trained again."""
+
+
 class ExportSection(Section):
     """What the bundle is called."""
 
