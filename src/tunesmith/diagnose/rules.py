@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tunesmith.diagnose.causes import Cause
-from tunesmith.diagnose.shares import rows_to_part, rows_to_settle
-from tunesmith.stats import Interval
+from tunesmith.diagnose.shares import rows_to_part
+from tunesmith.stats import Interval, rows_needed
 
 ALPHA = 0.025
 """One-sided error rate of each bound: intervals of 95 %."""
@@ -94,7 +94,7 @@ def prescribe(found: Found) -> Prescription:
     if rules and first not in chosen:
         chosen = [first, *chosen]
     if not rules and len(chosen) < 2:
-        more = rows_to_part(largest, second, ALPHA)
+        more = rows_to_part(largest, second)
         return _undecided(found, more, f"{_told(first, largest)} and {_told(other, second)} overlap")
     labels = found.needs[Cause.LABEL]
     if labels.low > LABELS_MATTER:
@@ -168,7 +168,7 @@ def _shape(found: Found, told: str) -> tuple[Step, Answer, str, int | None]:
         part = f"closes {_numbers(closed)} of it" if closed else "was not tried"
         step = Step("constrained_decoding", Cause.SHAPE, f"{told}; {aid} {part}: try it first")
         # Where the aid closes too few rows to tell, the share of shape rows among failing ones scales what is needed.
-        more = rows_to_settle(closed, CLOSED) if closed else None
+        more = rows_needed(closed, CLOSED) if closed else None
         shape = found.needs[Cause.SHAPE].estimate
         return step, "undecided", f"whether it closes {CLOSED:.0%} is open", round(more / shape) if more else None
     if closed.low > CLOSED:

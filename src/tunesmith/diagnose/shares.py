@@ -74,7 +74,7 @@ def _variance(values: Sequence[float], weights: Sequence[float], groups: Sequenc
     return len(sums) / (len(sums) - 1) * math.fsum(s * s for s in sums.values())
 
 
-def rows_to_part(larger: Interval, smaller: Interval, alpha: float) -> int | None:
+def rows_to_part(larger: Interval, smaller: Interval) -> int | None:
     """About how many rows would part two shares, the lower bound of one above the upper bound of the other.
 
     Both shrink with the square root of the rows; None where the estimates are one.
@@ -84,15 +84,6 @@ def rows_to_part(larger: Interval, smaller: Interval, alpha: float) -> int | Non
         return None
     reach = (larger.estimate - larger.low) + (smaller.high - smaller.estimate)
     return max(larger.n, math.ceil(larger.n * (reach / gap) ** 2))
-
-
-def rows_to_settle(found: Interval, threshold: float) -> int | None:
-    """About how many rows would bring a threshold out of an interval; None where the estimate is on it."""
-    room = abs(found.estimate - threshold)
-    if room == 0:
-        return None
-    reach = found.estimate - found.low if found.estimate > threshold else found.high - found.estimate
-    return max(found.n, math.ceil(found.n * (reach / room) ** 2))
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -40,6 +40,10 @@ def show(told: Mapping[str, Any], console: Console) -> None:
     if told.get("interventions"):
         console.print("\nWhat was tried on failing rows, beside a placebo of equal length\n")
         console.print(_interventions(told))
+        if told.get("facts_given"):
+            console.print(
+                f"\nfacts are given in {told['facts_given']} rows: no source is named that their prompts lack"
+            )
         if parts := told["shapley"]:
             gained = parts["right"]["y11"] - parts["right"]["y00"]
             console.print(

@@ -132,9 +132,10 @@ def judge(row: LogRow, kinds: dict[str, Kind]) -> Judged | None:
         real = [] if said and row.output.strip() else [Fault(path, value, None) for path, value in wanted.items()]
     if extra and not real and "unexpected_key" not in form:
         form.append("extra_value")
-    labels = (
-        form + (["normalisation_only"] if surface else []) + [name for f in real for name in _content(f, row, kinds)]
-    )
+    # A number for a text of it is a fault of type alone, which a schema forbids.
+    surface = [fault for fault in surface if "wrong_type" not in form or str(fault.got) != str(fault.wanted)]
+    labels = [*form, *(["normalisation_only"] if surface else [])]
+    labels += [name for fault in real for name in _content(fault, row, kinds)]
     if row.correct or (row.correct is None and not labels and not faults):
         return Judged(right=True)
     if not labels:
