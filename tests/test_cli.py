@@ -13,6 +13,7 @@ COMMANDS = [
     "baseline",
     "check",
     "curate",
+    "diagnose",
     "doctor",
     "evaluate",
     "export",

@@ -20,6 +20,7 @@ NOUNS = {
     "bases",
     "beginning",
     "chat_template",
+    "cost",
     "curation",
     "design",
     "embedder",
@@ -31,10 +32,12 @@ NOUNS = {
     "judging",
     "launch",
     "leaks",
+    "logs",
     "methods",
     "near",
     "packages",
     "preferences",
+    "prices",
     "probes",
     "progress",
     "prompt",
@@ -57,8 +60,8 @@ NOUNS = {
     "weights",
     "yaml_source",
 }
-STAGES = {"check", "curate", "curve", "evaluate", "export", "gate", "train"}
-TOP = {"cli", "__main__", "ending", "inputs", "line", "sizes"}
+STAGES = {"check", "curate", "curve", "diagnose", "evaluate", "export", "gate", "train"}
+TOP = {"cli", "__main__", "diagnosing", "ending", "inputs", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420
@@ -140,9 +143,11 @@ LIGHT = [
     *(f"tunesmith.{name}" for name in sorted(NOUNS | TOP)),
     *(
         ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
-        for stage in ("gate", "curate", "check")
+        for stage in ("gate", "curate", "check", "diagnose")
         for path in sorted((SOURCE / stage).glob("*.py"))
     ),
+    "tunesmith.evaluate.logged",
+    "tunesmith.evaluate.label_noise",
 ]
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate", "matplotlib")
 

@@ -15,6 +15,7 @@ from tunesmith.errors import UserError
 from tunesmith.evaluate.knowledge import knowledge_digest
 from tunesmith.evaluate.ways import Way, adapter_ways
 from tunesmith.files import read_json, sha256_file
+from tunesmith.prices import read_prices
 from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
@@ -157,6 +158,8 @@ class Inputs:
         return self._common() | {
             "gate": self.recipe.gate.model_dump(),
             "guards": self.recipe.guards.model_dump(),
+            "cost": self.recipe.cost.model_dump(),
+            "prices": read_prices(self.loaded.prices_path).about,
             "score": self.recipe.score.model_dump(),
             "evidence": {path.name: sha256_file(path) for path in sorted(evidence) if path.is_file()},
             "set": [text for text in self.loaded.overrides() if not text.startswith("export.")],

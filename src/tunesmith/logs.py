@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tunesmith.errors import UserError
 from tunesmith.files import sha256_json
 from tunesmith.rows import Message, at, kind, lower, parse
-from tunesmith.schema import FAULTS, validator_of
+from tunesmith.schema import FAULTS, validator_of_text
 from tunesmith.text import same_key
 
 
@@ -313,7 +313,7 @@ def _schema(value: Any) -> dict[str, Any] | None:
     inside = value.get("json_schema", value)
     schema: dict[str, Any] = inside.get("schema", inside) if isinstance(inside, dict) else value
     try:
-        validator_of(schema)
+        validator_of_text(json.dumps(schema))
     except FAULTS as error:
         raise ValueError(f"not a JSON Schema: {str(error).splitlines()[0]}") from None
     return schema

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ def validator_of(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
     """
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema, registry=Registry())
+
+
+@lru_cache(maxsize=64)
+def validator_of_text(text: str) -> jsonschema.Draft202012Validator:
+    """The validator of a schema as JSON text: one for all rows of a log that carry the same.
+
+    Raises:
+        jsonschema.SchemaError: it is not a JSON Schema.
+    """
+    return validator_of(json.loads(text))
 
 
 def read_schema(path: Path) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from jsonschema.exceptions import ValidationError
 
 from tunesmith.evaluate.score_json import leaves, parse_lenient, parse_strict
 from tunesmith.logs import LogRow
-from tunesmith.schema import validator_of
+from tunesmith.schema import validator_of_text
 
 LABELS = (
     # how it came
@@ -255,7 +256,7 @@ def _loops(text: str) -> bool:
 
 def _errors(schema: dict[str, Any], value: Any) -> Iterator[ValidationError]:
     """What a schema finds; of alternatives, what is wrong with the one that fits best."""
-    errors = list(validator_of(schema).iter_errors(value))
+    errors = list(validator_of_text(json.dumps(schema)).iter_errors(value))
     while errors:
         error = errors.pop()
         branches: dict[Any, list[ValidationError]] = defaultdict(list)
@@ -352,6 +353,7 @@ def is_given(value: Any, row: LogRow) -> bool:
 # ---------------------------------------------------------------------- text
 
 
+@lru_cache(maxsize=1024)
 def fold(text: str) -> str:
     """Words and numbers between single spaces: case, punctuation, thousands commas and trailing zeros folded away.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.files import read_json, sha256_json, write_atomic, write_json
 from tunesmith.gate import ledger
+from tunesmith.gate.cost import priced
 from tunesmith.gate.evidence import read_evidence
 from tunesmith.gate.junit import junit
 from tunesmith.gate.page import PAGE, write_page
@@ -50,6 +51,7 @@ def gate(loaded: LoadedRecipe, run: Run, ledger_path: Path, out: Path) -> None:
     for name, arm in evidence.arms.items():
         if name in verdict["arms"]:
             verdict["arms"][name] |= {"shots": arm.about["shots"], "k": arm.about["k"]}
+    verdict["cost"] = priced(verdict["cost"], evidence, loaded)
     write_json(out / "verdict.json", verdict)
     sources = {row.id: row.source for row in Dataset(loaded.data_directory).rows("gate")}
     write_page(out / PAGE, verdict, evidence, sources, loaded.label)
