@@ -11,7 +11,8 @@ be seen. `<log>.truth.json` lies beside each log and holds what was planted; `tu
     wrong-shape     addresses: right values, written otherwise than the references are; few that a grammar forbids
     wrong-form      addresses: right values in a fence, in prose or beside keys that the schema does not know
     both            bank: not retrieved, and said in prose, in the same rows
-    wrong-labels    addresses: references that contradict another row's, or hold what the text does not
+    wrong-labels    addresses: references that hold what the text does not
+    closed-book     bank: questions alone, not answered yet; for `tunesmith diagnose <log> --recipe bank-answers`
 """
 
 import argparse
@@ -36,6 +37,7 @@ PLANTED: dict[str, dict[str, float]] = {
     "wrong-labels": {"label": 0.62, "shape": 0.20, "reading": 0.18},
 }
 BANK = ("missing-facts", "both")
+CLOSED_BOOK = 48
 FAILING = 0.6
 """Part of a log's rows that fail."""
 
@@ -65,7 +67,13 @@ def make(data: Path, out: Path, *, rows: int, seed: int) -> dict[str, dict[str, 
         planted[name] = {cause: count / counts.total() for cause, count in counts.items()}
         write_jsonl(out / f"{name}.jsonl", lines)
         write_json(out / f"{name}.truth.json", {"shares": planted[name], "rows": truth})
+    write_jsonl(out / "closed-book.jsonl", [unasked(row) for row in facts["bank"][: min(CLOSED_BOOK, rows)]])
     return planted
+
+
+def unasked(row: Line) -> Line:
+    """A question without its passages, which a base is to be asked."""
+    return {key: value for key, value in row.items() if key not in ("retrieved", "schema")} | {"output": ""}
 
 
 def written(

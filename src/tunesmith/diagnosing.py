@@ -183,6 +183,8 @@ class Diagnosis(Line):
             else:
                 with place.stage("diagnosis", inputs) as out:
                     told = self._told(rows, asked, cells, tried, aid.as_dict(), listed)
+                    if log is not None:
+                        told["log"] = {"file": log.name, "sha256": inputs["log"]}
                     write_json(out / "diagnosis.json", told)
         self._release_base_model()
         found: dict[str, Any] = read_json(place.path("diagnosis.json"))

@@ -160,21 +160,21 @@ def _answered(found: Found, chosen: list[Cause]) -> Prescription:
 def _shape(found: Found, told: str) -> tuple[Step, Answer, str, int | None]:
     """Whether what needs no training closes a wrong shape."""
     closed = found.closed
-    aid = "shots and the schema" if found.measured else "decoding by the schema"
+    aid = "shots and the schema close" if found.measured else "decoding by the schema closes"
     how = (
         "measured beyond its placebo" if found.measured else "by the labels; try shots with `--recipe` before you train"
     )
     if closed is None or closed.low <= CLOSED <= closed.high:
-        part = f"closes {_numbers(closed)} of it" if closed else "was not tried"
-        step = Step("constrained_decoding", Cause.SHAPE, f"{told}; {aid} {part}: try it first")
+        part = f"{aid} {_numbers(closed)} of it" if closed else "too few rows tell what closes it"
+        step = Step("constrained_decoding", Cause.SHAPE, f"{told}; {part}: try the schema first")
         # Where the aid closes too few rows to tell, the share of shape rows among failing ones scales what is needed.
         more = rows_needed(closed, CLOSED) if closed else None
         shape = found.needs[Cause.SHAPE].estimate
         return step, "undecided", f"whether it closes {CLOSED:.0%} is open", round(more / shape) if more else None
     if closed.low > CLOSED:
-        step = Step("constrained_decoding", Cause.SHAPE, f"{told}; {aid} closes {_numbers(closed)} of it ({how})")
+        step = Step("constrained_decoding", Cause.SHAPE, f"{told}; {aid} {_numbers(closed)} of it ({how})")
         return step, "no", "what needs no training closes the wrong shape", None
-    step = Step("fine_tuning", Cause.SHAPE, f"{told}; {aid} closes only {_numbers(closed)} of it ({how})")
+    step = Step("fine_tuning", Cause.SHAPE, f"{told}; {aid} only {_numbers(closed)} of it ({how})")
     return step, "yes", "the shape is wrong, and prompt and schema do not put it right", None
 
 
