@@ -63,8 +63,8 @@ BROKEN = {
     "key like no other at the top": (
         "base: tiny",
         "base: tiny\nxyzzy: 1",
-        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: after, arms, base, checkpoints, curate, data, "
-        "description, dev, export, extends, gate, hardware",
+        "recipes/toy.yaml:3: xyzzy: unknown key; known keys: after, arms, base, checkpoints, cost, curate, data, "
+        "description, dev, export, extends, gate",
     ),
     "typo in a section": (
         "  max_tokens: 64",
@@ -333,6 +333,16 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("gate.merged_margin", 0.02, "default"),
         ("gate.general_nll_margin", 0.1, "default"),
         ("gate.min_rows", 100, "default"),
+        ("cost.prices", None, "default"),
+        ("cost.serves", "gpu-24gb", "default"),
+        ("cost.tuned", "gpu-24gb", "default"),
+        ("cost.cache_hits", 0.0, "default"),
+        ("cost.retrieval", 0.0, "default"),
+        ("cost.fallback", 0.0, "default"),
+        ("cost.miss", 0.0, "default"),
+        ("cost.one_off", 0.0, "default"),
+        ("cost.hosting", 0.0, "default"),
+        ("cost.retrains", 0.0, "default"),
         ("export.version", "0.1.0", "default"),
     ]
 

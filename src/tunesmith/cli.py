@@ -248,32 +248,9 @@ def diagnose(
     from rich.console import Console
 
     from tunesmith.diagnose.shown import show
+    from tunesmith.diagnosing import diagnosed
 
-    is_log = what.endswith((".jsonl", ".json"))
-    if is_log and recipe is None:
-        if base or sets:
-            raise typer.BadParameter("a log alone is read, and asks no model; name --recipe too", param_hint="--base")
-        from tunesmith.diagnosing import diagnose_log
-        from tunesmith.prices import read_prices
-        from tunesmith.sections import CostSection
-
-        listed, cost = read_prices(prices), CostSection()
-        named = model or cost.serves
-        listed.price(named)
-        path, told = diagnose_log(Path(what), runs, cost.model_copy(update={"serves": named}), listed)
-    else:
-        if recipe is not None and not is_log:
-            raise typer.BadParameter("is for a log; give it as LOGS.jsonl", param_hint="--recipe")
-        from tunesmith.diagnosing import Diagnosis
-        from tunesmith.line import quiet_libraries
-
-        quiet_libraries()
-        served = [f"cost.serves={model}"] if model else []
-        line = Diagnosis(recipe or what, base=base, sets=[*(sets or []), *served], runs=runs)
-        if not is_log:
-            line.curate()
-        log = Path(what) if is_log else None
-        path, told = line.diagnose(log, failing=rows, right=rows // 2, prices=prices)
+    path, told = diagnosed(what, recipe, base, sets or [], runs, rows, prices, model)
     show(told, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     typer.echo(path)
     raise typer.Exit(told["exit_code"])

@@ -18,7 +18,7 @@ from tunesmith.evaluate.label_noise import suspicions
 from tunesmith.evaluate.logged import Judged, fold, judge_log, kinds_of
 from tunesmith.evaluate.ways import ZERO_SHOT
 from tunesmith.files import read_json, read_jsonl, sha256_file, sha256_json, write_json
-from tunesmith.line import Line
+from tunesmith.line import Line, quiet_libraries
 from tunesmith.logs import Log, LogRow, read_log
 from tunesmith.prices import PriceList, read_prices
 from tunesmith.progress import say
@@ -31,6 +31,41 @@ FAILING, RIGHT = 200, 100
 
 Told = tuple[Path, dict[str, Any]]
 """Where diagnosis.json lies, and what it holds."""
+
+
+def diagnosed(
+    what: str,
+    recipe: str | None,
+    base: str | None,
+    sets: Sequence[str],
+    runs: Path,
+    rows: int,
+    prices: Path | None,
+    model: str | None,
+) -> Told:
+    """Diagnose what a command names: a recipe's dev rows, a log, or a log on a recipe's base.
+
+    `rows` is the most failing rows to try; `model` names in the prices what serves the calls.
+
+    Raises:
+        UserError: what is asked does not go together, or cannot be diagnosed.
+    """
+    is_log = what.endswith((".jsonl", ".json"))
+    if not is_log and recipe is not None:
+        raise UserError("--recipe: is for a log; give it as LOGS.jsonl")
+    if is_log and recipe is None:
+        if base or sets:
+            raise UserError("--base, --set: a log alone is read, and asks no model; name --recipe too")
+        listed, cost = read_prices(prices), CostSection()
+        cost = cost.model_copy(update={"serves": model or cost.serves})
+        listed.price(cost.serves)
+        return diagnose_log(Path(what), runs, cost, listed)
+    quiet_libraries()
+    served = [f"cost.serves={model}"] if model else []
+    line = Diagnosis(recipe or what, base=base, sets=[*sets, *served], runs=runs)
+    if not is_log:
+        line.curate()
+    return line.diagnose(Path(what) if is_log else None, failing=rows, right=rows // 2, prices=prices)
 
 
 # ---------------------------------------------------------------------- a log alone

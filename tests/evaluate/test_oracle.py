@@ -202,11 +202,6 @@ def test_what_does_not_go_together_is_refused(project: Path) -> None:
     for arguments, told in (
         (("few.jsonl", "--base", "tiny"), "a log alone is read"),
         (("smoke", "--recipe", "smoke"), "is for a log"),
-    ):
-        done = command("diagnose", *arguments)
-        assert done.exit_code == 2
-        assert told in done.output
-    for arguments, told in (
         (("few.jsonl",), "no row has a reference"),
         (("few.jsonl", "--model", "nobody"), "holds no price of `nobody`"),
         (("nothing.jsonl",), "nothing.jsonl: no such file"),
