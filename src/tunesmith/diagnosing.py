@@ -351,7 +351,7 @@ class Diagnosis(Line):
 
 
 def _is_object(text: str) -> bool:
-    from tunesmith.evaluate.score_json import parse_strict
+    from tunesmith.evaluate.score_form import parse_strict
 
     try:
         return isinstance(parse_strict(text), dict)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from jsonschema.exceptions import ValidationError
 
-from tunesmith.evaluate.score_json import leaves, parse_lenient, parse_strict
+from tunesmith.evaluate.score_form import leaves, parse_lenient, parse_strict
 from tunesmith.logs import LogRow
 from tunesmith.schema import validator_of_text
 
