@@ -543,3 +543,33 @@ def test_the_json_schema_wants_what_the_loader_wants(write, section, key):
         place = place[name]
     del place[key]
     assert not validator.is_valid(values)
+
+
+TEXT_RECIPE = RECIPE.replace("  schema: data/toy/schema.json\n", "").replace(
+    "  max_new_tokens: 24\n", "  max_new_tokens: 24\n  constrained: false\nscore: {kind: text_reference}\n"
+)
+
+
+def test_a_task_whose_answers_are_text_needs_no_schema(write):
+    loaded = load_recipe("toy", root=write("toy", TEXT_RECIPE))
+    assert (loaded.schema_path, loaded.schema()) == (None, None)
+    assert list(jsonschema.Draft202012Validator(recipe_json_schema()).iter_errors(loaded.source.values)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "needs"),
+    [
+        ("score={kind: json}", "score.kind: json of JSON answers"),
+        ("score.field=line", "score.kind: text_reference of JSON answers"),
+        ("arms.constrained=true", "arms.constrained: true"),
+    ],
+)
+def test_json_answers_and_constrained_decoding_need_a_schema(write, change, needs):
+    root = write("toy", TEXT_RECIPE)
+    wanted = f"recipes/toy.yaml:3: data.schema: missing; {needs} needs the JSON Schema of the answers"
+    assert refusal(root, sets=[change]) == wanted
+
+
+def test_a_section_set_whole_is_told_value_by_value(write):
+    loaded = load_recipe("toy", root=write("toy", RECIPE), sets=["score={kind: json, primary: field_f1}"])
+    assert loaded.overrides() == ["score.kind=json", "score.primary=field_f1"]

@@ -75,7 +75,7 @@ class Inputs:
         return {
             "base": self.base.digest,
             "data": {split: files[self.dataset.file(split)]["sha256"] for split in SPLITS},
-            "schema": sha256_file(self.loaded.schema_path),
+            "schema": self.loaded.schema_path and sha256_file(self.loaded.schema_path),
             "hardware": self.recipe.hardware.model_dump(),
             "versions": versions(),
         }

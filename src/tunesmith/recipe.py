@@ -19,6 +19,7 @@ from tunesmith.curation import CurateSection
 from tunesmith.errors import UserError
 from tunesmith.methods import REFUSED, method_problems
 from tunesmith.reserved import MUST_STATE, RANGES, RESERVED
+from tunesmith.schema import read_schema
 from tunesmith.scoring import KINDS, JsonScore, ScoreSection, kind_of
 from tunesmith.secrets import secrets
 from tunesmith.sections import (
@@ -116,9 +117,18 @@ class LoadedRecipe:
         return self.root / self.recipe.cost.prices if self.recipe.cost.prices else None
 
     @property
-    def schema_path(self) -> Path:
-        """The JSON Schema of completions."""
-        return self.root / self.recipe.data.output_schema
+    def schema_path(self) -> Path | None:
+        """The file of the JSON Schema of completions; none where they are no JSON."""
+        path = self.recipe.data.output_schema
+        return None if path is None else self.root / path
+
+    def schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of completions; none where they are no JSON.
+
+        Raises:
+            UserError: the file is not a JSON Schema of an object.
+        """
+        return None if self.schema_path is None else read_schema(self.schema_path)
 
     @property
     def knowledge_path(self) -> Path | None:
@@ -211,7 +221,10 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
     if outside := list(_outside(recipe, source, label)):
         raise UserError(outside, hint="what lies elsewhere is linked or copied into the project, or named by `--set`")
     loaded = LoadedRecipe(recipe, source, label, root)
-    if not loaded.schema_path.is_file():
+    if loaded.schema_path is None and (of_json := _of_json(recipe)):
+        place = source.place(("data",), label)
+        raise UserError(f"{place}: data.schema: missing; {of_json} needs the JSON Schema of the answers")
+    if loaded.schema_path is not None and not loaded.schema_path.is_file():
         place = source.place(("data", "schema"), label)
         raise UserError(f"{place}: data.schema: no such file {recipe.data.output_schema!r}")
     config = recipe.launch.deepspeed_config
@@ -219,6 +232,13 @@ def load_recipe(name: str, *, root: Path | None = None, sets: Sequence[str] = ()
         place = source.place(("launch", "deepspeed_config"), label)
         raise UserError(f"{place}: launch.deepspeed_config: no such file {config!r}")
     return loaded
+
+
+def _of_json(recipe: Recipe) -> str | None:
+    """What of a recipe works only on answers that are JSON."""
+    if recipe.score.json_answers:
+        return f"score.kind: {recipe.score.kind} of JSON answers"
+    return "arms.constrained: true" if recipe.arms.constrained else None
 
 
 def _secrets(source: YamlSource, label: str, sets: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -231,9 +251,10 @@ def _secrets(source: YamlSource, label: str, sets: Sequence[str]) -> Iterator[tu
 
 def _outside(recipe: Recipe, source: YamlSource, label: str) -> Iterator[str]:
     """Paths of a recipe that lead out of its project; those of `--set` are the user's own word."""
+    schema = recipe.data.output_schema
     paths: list[tuple[Keys, str]] = [
         (("data", "directory"), recipe.data.directory),
-        (("data", "schema"), recipe.data.output_schema),
+        *([] if schema is None else [(("data", "schema"), schema)]),
         *([(("cost", "prices"), recipe.cost.prices)] if recipe.cost.prices is not None else []),
         *((("curate", "sources", i, "path"), each.path) for i, each in enumerate(recipe.curate.sources)),
         *((("curate", "probes", i), path) for i, path in enumerate(recipe.curate.probes)),

@@ -49,6 +49,11 @@ class ScoreKind(Section):
         """Whether prose or a fence around a right answer makes it a wrong one."""
         return True
 
+    @property
+    def json_answers(self) -> bool:
+        """Whether an answer is read as a JSON object, so that the task has a schema."""
+        return getattr(self, "field", None) is not None
+
     def decides(self) -> dict[str, Any]:
         """The settings that decide what an answer scores: all but which metric counts, and who is asked besides."""
         return self.model_dump(mode="json", exclude={"primary", "judge"})
@@ -75,6 +80,11 @@ class JsonScore(ScoreKind):
         "schema_valid": "schema",
         "hallucinated": "invented",
     }
+
+    @property
+    def json_answers(self) -> bool:
+        """It is one."""
+        return True
 
     kind: Literal["json"] = "json"
     """`json`: the answer is one JSON object, compared field by field."""
@@ -265,6 +275,11 @@ class GroundedScore(ScoreKind):
     """A regular expression that finds where a passage begins in the last user message; its group `id` is the id."""
     abstention: Key | None = None
     """The text that says that no passage answers, where the answer is text."""
+
+    @property
+    def json_answers(self) -> bool:
+        """It is, unless the answer is text."""
+        return self.answer is not None
 
     @property
     def strict_form(self) -> bool:

@@ -23,8 +23,8 @@ class DataSection(Section):
 
     directory: str
     """Directory of the curated splits, relative to the project."""
-    output_schema: str = Field(alias="schema")
-    """JSON Schema file that every completion must satisfy, relative to the project."""
+    output_schema: str | None = Field(default=None, alias="schema")
+    """JSON Schema file that every completion must satisfy, relative to the project; none where answers are no JSON."""
     max_tokens: Annotated[int, Field(ge=16)]
     """Longest training row, prompt and completion together; a longer row fails the check, none is cut."""
 

@@ -78,6 +78,7 @@ class YamlSource:
                 raise UserError(f"--set {dotted}: `{key}` is not a section")
         section[keys[-1]] = value
         self.places = {k: v for k, v in self.places.items() if k[: len(keys)] != keys}
+        self.places |= {(*keys, *inner): place for inner, _ in leaves(value)}
         self.places[keys] = place
 
     def _replaces(self, keys: Keys, parent: "YamlSource") -> bool:

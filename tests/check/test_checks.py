@@ -157,6 +157,7 @@ BREAKS = [
     (lambda r: checks.off_schema(SCHEMA), swap_text(completion='{"n":1')),
     (lambda r: checks.off_schema(SCHEMA), swap_text(completion="one")),
     (lambda r: checks.off_schema(SCHEMA), swap_text(completion='{"n":1} done')),
+    (lambda r: checks.off_schema(None), swap_text(completion=" ")),
 ]
 
 

@@ -197,6 +197,13 @@ def test_a_call_must_be_one_that_the_row_offers(name, arguments, stays):
     assert stays or isinstance(run("completion", one), Drop)
 
 
+def test_without_a_schema_a_completion_must_say_something():
+    free = Context(CurateSection(), None, 64, None)
+    said = row(completion="no JSON at all")
+    assert clean.STEPS["completion"](said, None, free) == said
+    assert isinstance(clean.STEPS["completion"](row(completion=" "), None, free), Drop)
+
+
 def test_a_tool_of_types_that_json_schema_does_not_know_is_held_to_its_name_alone():
     tool = {"name": "f", "parameters": {"type": "dict", "properties": {}}}
     call = {"function": {"name": "f", "arguments": "{}"}}

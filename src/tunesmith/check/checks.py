@@ -99,8 +99,10 @@ def control_tokens(renderer: Renderer) -> Check:
     return check
 
 
-def off_schema(schema: dict[str, Any]) -> Check:
-    """Rows whose completion is not valid JSON under the task's schema."""
+def off_schema(schema: dict[str, Any] | None) -> Check:
+    """Rows whose completion is not valid JSON under the task's schema; where it has none, that say nothing."""
+    if schema is None:
+        return lambda rows: [c.row.id for c in rows if not c.row.reference.strip() and not c.row.completion.tool_calls]
     validator = validator_of(schema)
 
     def check(rows: Sequence[Checked]) -> list[str]:

@@ -19,7 +19,6 @@ from tunesmith.progress import say
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe, Recipe
 from tunesmith.rows import Dataset, Row, Split
-from tunesmith.schema import read_schema
 from tunesmith.tokens import key_of, rejected_file, write_tokens
 
 SHOWN_IDS = 5
@@ -239,7 +238,7 @@ def check(loaded: LoadedRecipe, dataset: Dataset, base: Base, out: Path, beginni
     train = dataset.rows("train")
     held_out = {split: dataset.rows(split) for split in HELD_OUT}
     renderer = Renderer(base.tokenizer(), base.end_ids())
-    schema = read_schema(loaded.schema_path)
+    schema = loaded.schema()
     trained = render_each(train, renderer)
     held = {split: render_each(rows, renderer) for split, rows in held_out.items()}
     all_held = Rendering(

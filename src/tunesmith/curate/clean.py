@@ -38,7 +38,7 @@ class Context:
     """What steps need to know beside the row; findings of the privacy step are noted here, by row id."""
 
     curate: CurateSection
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None
     max_tokens: int
     renderer: Renderer | None = None
     findings: list[tuple[str, str, str]] = field(default_factory=list)
@@ -257,6 +257,8 @@ def completion(row: Row, told: None, context: Context) -> Outcome:
     if context.curate.labels:
         known = row.reference.strip() in context.curate.labels
         return row if known else Drop("the completion is none of curate.labels", row.reference[:60])
+    if context.schema is None:
+        return row if row.reference.strip() else Drop("the completion says nothing", "")
     try:
         value = loads(row.reference)
     except ValueError as error:

@@ -21,7 +21,7 @@ MADE |= {"manifest.json", "manifest.next.json"}
 def made_by(loaded: LoadedRecipe, script: Path | None) -> str:
     """The digest of all that makes a dataset: the recipe's say, its schema, the script, and every source."""
     curate = loaded.recipe.curate
-    files = [loaded.schema_path, *_source_files(loaded)]
+    files = [*filter(None, [loaded.schema_path]), *_source_files(loaded)]
     if script is not None:
         # What lies in the task's directory and was not made by curation is what the script may read.
         directory = loaded.data_directory

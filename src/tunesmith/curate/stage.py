@@ -34,7 +34,6 @@ from tunesmith.progress import say
 from tunesmith.prompt import Renderer
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import SPLITS, Dataset, Row
-from tunesmith.schema import read_schema
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ def _job(loaded: LoadedRecipe, licences: dict[str, str]) -> Job:
     if needs_tokenizer(recipe.curate):
         # Here and not first in a worker: a download shows its bar, a failure is one message.
         bases.resolve(recipe.base, loaded.root)
-    schema = read_schema(loaded.schema_path)
-    return Job(recipe.curate, schema, recipe.data.max_tokens, recipe.base, loaded.root.absolute(), licences)
+    return Job(recipe.curate, loaded.schema(), recipe.data.max_tokens, recipe.base, loaded.root.absolute(), licences)
 
 
 def _chunks(

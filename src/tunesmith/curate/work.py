@@ -59,7 +59,7 @@ class Job:
     """What the work on a chunk needs to know, as plain data."""
 
     curate: CurateSection
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None
     max_tokens: int
     base: str
     root: Path

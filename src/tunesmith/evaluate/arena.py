@@ -46,7 +46,7 @@ class Arena:
         recipe: Recipe,
         dataset: Dataset,
         base: Base,
-        schema: dict[str, Any],
+        schema: dict[str, Any] | None,
         computed_on: dict[str, str],
         batch_tokens: int,
         knowledge: Path | None = None,
@@ -233,6 +233,7 @@ class Arena:
         As long as the likeliest token of all is admitted, it is the likeliest of those admitted. So a free answer is
         the constrained one up to its first token that the grammar forbids, and only from there is a row answered anew.
         """
+        assert self.schema is not None, "a recipe without a schema has no constrained arm"
         constraint = json_constraint(self.renderer, self.schema, self.base.vocabulary())
         answers: dict[int, Answer] = {}
         begun: dict[int, list[int]] = {}

@@ -27,7 +27,6 @@ from tunesmith.findings import Finding, seen
 from tunesmith.progress import say
 from tunesmith.recipe import LoadedRecipe
 from tunesmith.rows import Dataset, Row
-from tunesmith.schema import read_schema
 
 PROBED = 64
 """Gate prompts among which the shortest and the longest are compared."""
@@ -43,8 +42,7 @@ def open_arena(loaded: LoadedRecipe, dataset: Dataset, base: Base) -> Arena:
     itemsize = 4 if profile.dtype == "float32" else 2
     fits = CACHE_SHARE * found.memory_gib * hardware.GIB / (base.cached_numbers_per_token() * itemsize)
     batch_tokens = int(min(BATCH_TOKENS, fits))
-    schema = read_schema(loaded.schema_path)
-    return Arena(loaded.recipe, dataset, base, schema, computed_on, batch_tokens, loaded.knowledge_path)
+    return Arena(loaded.recipe, dataset, base, loaded.schema(), computed_on, batch_tokens, loaded.knowledge_path)
 
 
 def scoring_dtype(arena: Arena) -> torch.dtype:
