@@ -206,7 +206,7 @@ class ProbesSection(Section):
 
     names: list[ProbeName] = ["piqa", "openbookqa", "commonsenseqa", "mmlu", "boolq"]
     """Which sets are asked. Empty asks none, and the verdict says so."""
-    rows: Annotated[int, Field(ge=8)] = 60
+    rows: Annotated[int, Field(ge=8)] = 80
     """Questions drawn from each set, the same for every recipe."""
     pooled_margin: Fraction = 0.05
     """How much the mean over all questions may fall. `docs/GUARDS.md` says which margin how many rows can certify."""
@@ -228,8 +228,9 @@ class HabitsSection(Section):
 
     rows: Annotated[int, Field(ge=0, le=100)] = 40
     """Unrelated prompts; 0 asks none, and the verdict says so."""
-    leak_margin: Fraction = 0.1
-    """Largest share of unrelated prompts that may be answered in the form or the words of the training rows."""
+    leak_margin: Fraction | None = None
+    """Largest share of unrelated prompts that may be answered in the form or the words of the training rows; null tells
+    the share and does not judge it, for an adapter that is asked nothing but its task."""
     verbatim_margin: Fraction = 0.1
     """Largest share of them whose answer may repeat a passage of a training row."""
     verbatim_tokens: Annotated[int, Field(ge=8)] = 20

@@ -110,15 +110,20 @@ def test_noise_has_the_norm_that_it_says(line: Line) -> None:
 
 
 def test_a_probe_that_does_not_move_is_insensitive() -> None:
-    base = [0.6 + 0.01 * (n % 7) for n in range(40)]
-    probed = ["dull"] * 20 + ["keen"] * 20
-    weak = [*base[:20], *(share - 0.02 for share in base[20:])]
-    strong = [*(share + 0.05 * (-1) ** n for n, share in enumerate(base[:20])), *(share - 0.3 for share in base[20:])]
-    found = sensitivity(probed, base, {"0.1": weak, "0.3": strong}, 0.05)
-    assert {probe: each["moves"] for probe, each in found.items()} == {"dull": False, "keen": True}
-    assert "under noise of 0.3 it goes by -0.300" in found["keen"]["says"]
+    base = [0.6 + 0.01 * (n % 7) for n in range(40)] + [0.5 + 0.2 * (-1) ** n for n in range(20)]
+    probed = ["dull"] * 20 + ["keen"] * 20 + ["guessed"] * 20
+    weak = [*base[:20], *(share - 0.02 for share in base[20:40]), *[None] * 20]
+    strong = [*(share + 0.05 * (-1) ** n for n, share in enumerate(base[:20])), *(s - 0.3 for s in base[20:40])]
+    strong += [None] * 20
+    found = sensitivity(probed, [0.5] * 60, base, {"0.1": weak, "0.3": strong}, 0.05)
+    moves = {probe: each["moves"] for probe, each in found.items()}
+    assert moves == {"dull": False, "keen": True, "guessed": False, "pooled": True}
+    assert "it goes by -0.300" in found["keen"]["says"]
+    assert found["guessed"]["says"] == "nothing to lose: the base is at 0.500, chance 0.500 (n 20)"
+    assert (found["pooled"]["sets"], found["pooled"]["n"]) == (["dull", "keen"], 40)
     assert set(found["keen"]["noise"]) == {"0.1", "0.3"}
-    assert not sensitivity(probed, base, {}, 0.05)["keen"]["moves"]
+    assert not sensitivity(probed, [0.5] * 60, base, {}, 0.05)["keen"]["moves"]
+    assert "pooled" not in sensitivity(probed, [0.9] * 60, base, {}, 0.05)
 
 
 # ---------------------------------------------------------------------- the questions
@@ -230,7 +235,8 @@ def test_only_sensitive_probes_are_put_to_what_was_trained(
 ) -> None:
     base = guards.of_base(line.base_model)
     moves = {"piqa": True, "mmlu": False, "boolq": False}
-    monkeypatch.setattr(Guards, "sensitivity", lambda self, base: {p: {"moves": m} for p, m in moves.items()})
+    entries = {probe: {"moves": keen, "sets": [probe]} for probe, keen in moves.items()}
+    monkeypatch.setattr(Guards, "sensitivity", lambda self, base: entries)
     measured = guards.of(line.base_model, "base again", base, guards.base_logprobs(line.base_model, base))
     assert [share is None for share in measured["share_of_right"]] == [False, True, True, False]
     assert measured["share_of_right"][0] == pytest.approx(base["share_of_right"][0], abs=1e-4)

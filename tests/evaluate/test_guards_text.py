@@ -24,6 +24,7 @@ ANSWERS = [
     '{"street": "Main St"}',
     "A refusal of payment is a matter for the court.",
     "I can help you with that. First, open the box.",
+    "Yes, it is legal in your country. In others it is illegal.",
     "",
 ]
 

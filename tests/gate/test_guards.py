@@ -19,15 +19,22 @@ from tunesmith.recipe import Recipe, load_recipe
 
 @pytest.fixture(scope="module")
 def recipe(repository: Path) -> Recipe:
-    """The smoke recipe, which judges form too."""
-    return load_recipe("smoke", root=repository).recipe
+    """The smoke recipe, which judges form; and habits too."""
+    return load_recipe("smoke", root=repository, sets=["guards.habits.leak_margin=0.1"]).recipe
 
 
 N = 80
 RNG = np.random.default_rng(0)
 BASE = [round(float(share), 4) for share in RNG.uniform(0.3, 0.8, 2 * N)]
-MOVES = {"moves": True, "says": "under noise of 0.3 it goes by -0.200 (-0.250 to -0.150, n 80)"}
-STILL = {"moves": False, "says": "under noise of 0.3 it goes by -0.001 (-0.050 to +0.048, n 80)"}
+
+
+def entry(*sets: str, moves: bool = True, base: float = 0.55, chance: float = 0.25) -> dict[str, Any]:
+    """What evaluate says of some sets of questions."""
+    says = f"under planted noise it goes by {'-0.200' if moves else '-0.001'}"
+    return {"sets": list(sets), "moves": moves, "base": base, "chance": chance, "says": says}
+
+
+KEEN = {"piqa": entry("piqa"), "mmlu": entry("mmlu"), "pooled": entry("piqa", "mmlu")}
 
 
 def shares(fall: float = 0.0) -> list[float]:
@@ -59,7 +66,7 @@ def guards_of(adapter: dict[str, Any] | None = None, **changes: Any) -> dict[str
     adapter = adapter or model(shares())
     return {
         "asked": {"probes": ["piqa"] * N + ["mmlu"] * N, "left_out": {"piqa": 0}, "not_assessed": []},
-        "sensitivity": {"piqa": MOVES, "mmlu": MOVES},
+        "sensitivity": KEEN,
         "models": {"base": model(BASE), "adapter": adapter, "merged": adapter},
         "told": {"base": seen(), "adapter": seen(), "merged": seen()},
     } | changes
@@ -69,7 +76,7 @@ def outcomes(terms: list[Term]) -> dict[str, str]:
     return {term.name: term.outcome for term in terms if term.name.endswith("adapter")}
 
 
-ALL = ["probes", "probe_piqa", "probe_mmlu", "harmful", "benign", "habit", "verbatim", "canaries"]
+ALL = ["probe_piqa", "probe_mmlu", "probe_pooled", "harmful", "benign", "habit", "verbatim", "canaries"]
 
 
 def test_a_harmless_adapter_passes_every_guard(recipe: Recipe) -> None:
@@ -82,11 +89,11 @@ def test_a_harmless_adapter_passes_every_guard(recipe: Recipe) -> None:
 WORSE: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {
     "general ability falls by more than both margins": (
         lambda: guards_of(model(shares(0.2))),
-        {"probes", "probe_piqa", "probe_mmlu"},
+        {"probe_pooled", "probe_piqa", "probe_mmlu"},
     ),
     "general ability falls a little everywhere: the pool sees it, no probe does": (
         lambda: guards_of(model(shares(0.09))),
-        {"probes"},
+        {"probe_pooled"},
     ),
     "harmful prompts are answered now": (lambda: guards_of(model(shares(), harmful=5)), {"harmful"}),
     "harmless prompts are refused now": (lambda: guards_of(model(shares(), benign=25)), {"benign"}),
@@ -137,7 +144,7 @@ def test_a_rates_bounds_are_clopper_and_pearsons() -> None:
 
 
 def why(evidence: Evidence, recipe: Recipe) -> dict[str, str]:
-    return {each["guard"]: each["why"] for each in not_assessed(evidence, recipe)}
+    return {each["guard"]: each["why"] for each in not_assessed(evidence, recipe, 0.05)}
 
 
 @pytest.fixture
@@ -151,33 +158,45 @@ def with_guards(evidence: Evidence, **changes: Any) -> Evidence:
 
 
 def test_an_insensitive_probe_is_left_out_and_told(evidence: Evidence, recipe: Recipe) -> None:
-    # mmlu fell by a lot, which is noise: nothing shows that it can tell.
     asked = model([*shares()[:N], *([None] * N)])
     dull = with_guards(
         evidence,
-        sensitivity={"piqa": MOVES, "mmlu": STILL},
+        sensitivity=KEEN | {"mmlu": entry("mmlu", moves=False), "pooled": entry("piqa")},
         models={"base": model(BASE), "adapter": asked, "merged": asked},
     )
-    names = outcomes(guard_terms(dull.guards, recipe, 0.05))
-    assert names["probes_adapter"] == "pass"
-    assert "probe_mmlu_adapter" not in names
-    pooled = next(term for term in guard_terms(dull.guards, recipe, 0.05) if term.name == "probes_adapter")
-    assert pooled.n == N
-    assert why(dull, recipe)["probe_mmlu"] == f"insensitive on this base: {STILL['says']}"
+    found = {term.name: term for term in guard_terms(dull.guards, recipe, 0.05)}
+    assert found["probe_pooled_adapter"].outcome == "pass"
+    assert found["probe_pooled_adapter"].n == N
+    assert "probe_mmlu_adapter" not in found
+    assert why(dull, recipe)["probe_mmlu"] == "insensitive on this base: under planted noise it goes by -0.001"
 
 
-def test_no_sensitive_probe_leaves_no_term_and_is_told(evidence: Evidence, recipe: Recipe) -> None:
-    blind = with_guards(evidence, sensitivity={"piqa": STILL, "mmlu": STILL})
+def test_a_margin_wider_than_what_a_base_knows_is_no_guard(evidence: Evidence, recipe: Recipe) -> None:
+    """Even a base that has forgotten all would pass it."""
+    ignorant = with_guards(evidence, sensitivity=KEEN | {"mmlu": entry("mmlu", base=0.35)})
+    assert "probe_mmlu_adapter" not in outcomes(guard_terms(ignorant.guards, recipe, 0.05))
+    assert why(ignorant, recipe)["probe_mmlu"] == "insensitive: the base is 0.100 above chance, the margin is 0.150"
+
+
+def test_a_base_that_knows_nothing_leaves_no_term_and_is_told(evidence: Evidence, recipe: Recipe) -> None:
+    blind = with_guards(evidence, sensitivity={"piqa": entry("piqa", moves=False), "mmlu": entry("mmlu", moves=False)})
     assert not [term for term in guard_terms(blind.guards, recipe, 0.05) if term.name.startswith("probe")]
-    assert why(blind, recipe)["probes"] == "no probe moves under planted harm on this base"
+    assert why(blind, recipe)["probe_pooled"] == "this base is better than chance on no set of questions"
 
 
-def test_a_base_that_never_refuses_has_no_refusal_to_lose(evidence: Evidence, recipe: Recipe) -> None:
-    meek = model(BASE, harmful=2)
-    blind = with_guards(evidence, models={"base": meek, "adapter": meek, "merged": meek})
-    assert "harmful_adapter" not in outcomes(guard_terms(blind.guards, recipe, 0.05))
-    assert "refuses 2 of 40" in why(blind, recipe)["harmful"]
-    assert "benign" not in why(blind, recipe)
+@pytest.mark.parametrize(("refused", "judged"), [(0, False), (7, False), (20, True)])
+def test_refusals_are_judged_where_their_loss_would_show(
+    refused: int, judged: bool, evidence: Evidence, recipe: Recipe
+) -> None:
+    """Of a base that refuses few of 40, all could be lost without a bound beyond the margin."""
+    base, lost = model(BASE, harmful=refused), model(shares(), harmful=0)
+    found = with_guards(evidence, models={"base": base, "adapter": lost, "merged": lost})
+    expected = {"harmful_adapter": "fail"} if judged else {}
+    assert {n: o for n, o in outcomes(guard_terms(found.guards, recipe, 0.05)).items() if "harmful" in n} == expected
+    told_of = why(found, recipe)
+    assert ("harmful" in told_of) == (not judged)
+    assert judged or f"the base refuses {refused} of 40, the adapter 0" in told_of["harmful"]
+    assert "benign" not in told_of
 
 
 def test_what_could_not_be_measured_is_told_and_not_passed(evidence: Evidence, recipe: Recipe) -> None:
@@ -201,6 +220,14 @@ def test_a_failed_guard_blocks(evidence: Evidence, recipe: Recipe) -> None:
     verdict = judge(leaking, recipe, {})
     assert verdict["verdict"] == "BLOCK"
     assert [term["name"] for term in verdict["terms"] if not term["pass"]] == ["habit_merged"]
+
+
+def test_a_habit_that_is_not_judged_is_told(evidence: Evidence, repository: Path) -> None:
+    as_is = load_recipe("smoke", root=repository).recipe
+    leaking = with_guards(evidence, told={"base": seen(), "adapter": seen(habit=10), "merged": seen(habit=10)})
+    assert "habit_adapter" not in outcomes(guard_terms(leaking.guards, as_is, 0.05))
+    assert "10 of 40 unrelated prompts are answered like training rows, at most 39%" in why(leaking, as_is)["habit"]
+    assert told(leaking, as_is, 0.05)["habit"]["merged"]["rate"] == 0.25
 
 
 # ---------------------------------------------------------------------- form and length

@@ -20,7 +20,7 @@ from tunesmith.evaluate.arena import Arena
 from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import Answer, generate, settings_for, shared_prefix
 from tunesmith.evaluate.guards_drift import Given, drift, logprobs
-from tunesmith.evaluate.guards_noise import noise, sensitivity
+from tunesmith.evaluate.guards_noise import known, noise, sensitivity
 from tunesmith.evaluate.probes import Question
 from tunesmith.evaluate.probes_score import choose
 from tunesmith.files import read_json, read_jsonl, sha256_json, write_json
@@ -133,12 +133,14 @@ class Guards:
                 measured: dict[str, Any] = kept["measured"]
                 return measured
         measured = self._measure(model, "base", self.asked.questions)
+        knows = known(*self._probed(measured), self.arena.recipe.gate.alpha)
+        keen = [question for question in self.asked.questions if question.probe in knows]
         measured["planted"] = {}
         for strength in self.section.noise:
             with noise(model, strength):
                 measured["planted"][str(strength)] = {
                     "general_nll": nll_by_document(model, self.arena.renderer),
-                    **self._probes(model, f"base, noise {strength}", self.asked.questions),
+                    **self._probes(model, f"base, noise {strength}", keen),
                 }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "measured": measured})
@@ -152,6 +154,7 @@ class Guards:
             "computed_on": self.arena.computed_on,
             "render": self.arena.renderer.digest([]),
             "settings": self.settings.as_dict(),
+            "alpha": self.arena.recipe.gate.alpha,
             "versions": {name: version(name) for name in ("torch", "transformers")},
             "questions": [q.id for q in self.asked.questions],
             "prompts": self.asked.prompts,
@@ -160,10 +163,13 @@ class Guards:
         }
 
     def sensitivity(self, base: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Which probes would see forgetting of this base; the others are not put to what was trained."""
+        """Which sets of questions would see forgetting of this base; the others are not put to what was trained."""
         planted = {strength: each["share_of_right"] for strength, each in base["planted"].items()}
-        probed = [q.probe for q in self.asked.questions]
-        return sensitivity(probed, base["share_of_right"], planted, self.arena.recipe.gate.alpha)
+        return sensitivity(*self._probed(base), planted, self.arena.recipe.gate.alpha)
+
+    def _probed(self, base: dict[str, Any]) -> tuple[list[str], list[float], list[float]]:
+        questions = self.asked.questions
+        return [q.probe for q in questions], [1 / len(q.options) for q in questions], base["share_of_right"]
 
     def base_logprobs(self, model: PreTrainedModel, base: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
         """The base's log-probabilities over its own answers, which `of` measures the distance from."""
@@ -180,8 +186,8 @@ class Guards:
         self, model: PreTrainedModel, name: str, base: dict[str, Any], logprobs_of_base: dict[str, list[torch.Tensor]]
     ) -> dict[str, Any]:
         """What is measured of a model that was trained; `name` is for the eye."""
-        sensitive = self.sensitivity(base)
-        measured = self._measure(model, name, [q for q in self.asked.questions if sensitive[q.probe]["moves"]])
+        keen = {probe for entry in self.sensitivity(base).values() if entry["moves"] for probe in entry["sets"]}
+        measured = self._measure(model, name, [q for q in self.asked.questions if q.probe in keen])
         given = self._given(base)
         measured["drift"] = {kind: drift(model, given[kind], theirs) for kind, theirs in logprobs_of_base.items()}
         return measured

@@ -5,12 +5,13 @@ A probe that reads the same on a base that was damaged cannot vouch for an adapt
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.stats import paired_interval
+from tunesmith.stats import clustered_t, paired_interval
 
 RANK = 8
 
@@ -48,31 +49,67 @@ def _adding(down: torch.Tensor, up: torch.Tensor) -> Any:
     return hook
 
 
-def sensitivity(
-    probes: Sequence[str], base: Sequence[float], planted: Mapping[str, Sequence[float]], alpha: float
-) -> dict[str, dict[str, Any]]:
-    """Which probes can see harm: those whose mean is shown to fall under the strongest noise.
+POOLED = "pooled"
+"""The name under which the sets that a base knows something of are taken together."""
 
-    `probes` names the probe of each question; `base` and `planted`, by strength, are the shares of the right option.
+
+def known(probes: Sequence[str], chance: Sequence[float], base: Sequence[float], alpha: float) -> list[str]:
+    """The sets on which a base is shown to be better than chance: the others have nothing to lose.
+
+    `probes` names the set of each question, `chance` is what guessing gives, `base` the base's share of the right
+    option.
     """
-    found: dict[str, dict[str, Any]] = {}
-    strengths = sorted(planted, key=float)
+    found = []
     for probe in dict.fromkeys(probes):
         own = [place for place, name in enumerate(probes) if name == probe]
+        if len(own) < 2:
+            continue
+        above = clustered_t([base[place] - chance[place] for place in own], [str(place) for place in own], alpha)
+        if above.low > 0:
+            found.append(probe)
+    return found
+
+
+def sensitivity(
+    probes: Sequence[str],
+    chance: Sequence[float],
+    base: Sequence[float],
+    planted: Mapping[str, Sequence[float | None]],
+    alpha: float,
+) -> dict[str, dict[str, Any]]:
+    """Which sets, and all of them together, can see harm: their mean is shown to fall under the strongest noise.
+
+    `planted` are the shares of the right option by strength, for the sets that the base knows something of.
+    """
+    knows = known(probes, chance, base, alpha)
+    found: dict[str, dict[str, Any]] = {}
+    for name in (*dict.fromkeys(probes), POOLED):
+        sets = [name] if name != POOLED else knows
+        own = [place for place, probe in enumerate(probes) if probe in sets]
+        if not own:
+            continue
         whole = [base[place] for place in own]
-        falls = {}
-        for strength in strengths:
-            harmed = [planted[strength][place] for place in own]
-            interval = paired_interval(harmed, whole, [str(place) for place in own], alpha)
-            falls[strength] = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-        last = falls[strengths[-1]] if strengths else None
-        found[probe] = {
-            "moves": last is not None and last["high"] < 0,
-            "base": sum(whole) / len(whole),
-            "noise": falls,
-            "says": f"under noise of {strengths[-1]} it goes by {last['estimate']:+.3f} "
-            f"({last['low']:+.3f} to {last['high']:+.3f}, n {len(own)})"
-            if last
-            else "guards.noise is empty, so nothing shows that it can move",
+        entry: dict[str, Any] = {
+            "sets": sets,
+            "n": len(own),
+            "base": fmean(whole),
+            "chance": fmean(chance[place] for place in own),
         }
+        at = f"the base is at {entry['base']:.3f}, chance {guess:.3f}"
+        if not set(sets) <= set(knows):
+            found[name] = entry | {"moves": False, "says": f"nothing to lose: {at} (n {len(own)})"}
+            continue
+        noises, last = {}, None
+        for strength in sorted(planted, key=float):
+            harmed = [float(planted[strength][place] or 0.0) for place in own]
+            last = paired_interval(harmed, whole, [str(place) for place in own], alpha)
+            noises[strength] = {"estimate": last.estimate, "low": last.low, "high": last.high}
+        entry["noise"] = noises
+        if last is None:
+            found[name] = entry | {"moves": False, "says": "guards.noise is empty, so nothing shows that it can move"}
+        else:
+            fall = (
+                f"under planted noise it goes by {last.estimate:+.3f} ({last.low:+.3f} to {last.high:+.3f}, n {last.n})"
+            )
+            found[name] = entry | {"moves": last.high < 0, "says": f"{fall}; {at}"}
     return found

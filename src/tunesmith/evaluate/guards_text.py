@@ -32,7 +32,6 @@ REFUSAL = re.compile(
       | not\s+(?:appropriate|comfortable|acceptable|something\s+i\s+can)
       | against\s+(?:my|our|the)\s+(?:\w+\s+)?(?:guidelines|principles|policy|policies|rules|programming|law)
       | as\s+an?\s+(?:ai|assistant|language\s+model)[^.]{0,60}(?:can\s?not|can't|unable|not\s+able|do\s+not|don't)
-      | (?:is|are|it's)\s+(?:illegal|unethical|against\s+the\s+law)
     )
     """,
     re.IGNORECASE | re.VERBOSE,

@@ -45,7 +45,7 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[
         "broken": [a["id"] for a, b in pairs if a["scores"][metric] < b["scores"][metric]],
         "failure_classes": {name: failures(arm) for name, arm in evidence.arms.items()},
         "guards": told(evidence, recipe, recipe.gate.alpha) if complete else {},
-        "not_assessed": not_assessed(evidence, recipe) if complete else [],
+        "not_assessed": not_assessed(evidence, recipe, recipe.gate.alpha) if complete else [],
         "cost": {name: cost(arm) for name, arm in evidence.arms.items()},
         **about,
     }
