@@ -289,8 +289,9 @@ def test_an_exponent_without_a_dot_reads_as_a_float(write):
 
 def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(write):
     shown = load_recipe("toy", root=write("toy", RECIPE)).shown()
-    curated = [line for line in shown if line[0].startswith("curate.")]
+    curated = [line for line in shown if line[0].startswith(("curate.", "guards."))]
     assert ("curate.split.seed", 0, "default") in curated
+    assert ("guards.probes.pooled_margin", 0.05, "default") in curated
     assert [line for line in shown if line not in curated] == [
         ("name", "toy", "recipes/toy.yaml:1"),
         ("description", "", "default"),

@@ -257,17 +257,17 @@ def test_answers_twice_as_long_fail(evidence: Evidence, recipe: Recipe) -> None:
 
 
 def test_a_ratios_bounds_cover_it(recipe: Recipe) -> None:
-    """Each one-sided bound at 0.05 misses in at most about 5 % of 600 draws; Fieller's sets are exact for normals."""
+    """Each one-sided bound at 0.05 misses in about 5 % of 300 draws; Fieller's sets are exact for normals."""
     random = np.random.default_rng(7)
     groups = [str(n) for n in range(40)]
     missed = [0, 0]
-    for _ in range(600):
+    for _ in range(300):
         theirs = random.normal(20, 4, 40)
         ours = 1.2 * theirs + random.normal(0, 5, 40)
         interval = ratio(list(ours), list(theirs), groups, 0.05)
         missed[0] += interval.low > 1.2
         missed[1] += interval.high < 1.2
-    assert all(0.02 < count / 600 < 0.08 for count in missed)
+    assert all(0.01 < count / 300 < 0.09 for count in missed)
 
 
 def test_a_harmless_adapter_passes_at_the_certifiable_margin_as_often_as_said(recipe: Recipe) -> None:

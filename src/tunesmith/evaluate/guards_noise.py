@@ -89,12 +89,8 @@ def sensitivity(
         if not own:
             continue
         whole = [base[place] for place in own]
-        entry: dict[str, Any] = {
-            "sets": sets,
-            "n": len(own),
-            "base": fmean(whole),
-            "chance": fmean(chance[place] for place in own),
-        }
+        guess = fmean(chance[place] for place in own)
+        entry: dict[str, Any] = {"sets": sets, "n": len(own), "base": fmean(whole), "chance": guess}
         at = f"the base is at {entry['base']:.3f}, chance {guess:.3f}"
         if not set(sets) <= set(knows):
             found[name] = entry | {"moves": False, "says": f"nothing to lose: {at} (n {len(own)})"}

@@ -172,7 +172,7 @@ class Interventions:
         if cell == "rerun":
             settings = replace(settings, batch_rows=max(1, settings.batch_rows // 3))
         constraint = None
-        if cell in CONSTRAINED and self.aid.constrained:
+        if cell in CONSTRAINED and self.aid.constrained and arena.schema is not None:
             constraint = json_constraint(arena.renderer, arena.schema, model.config.get_text_config().vocab_size)
         prefix = shared_prefix(prompts)
         answers = (
