@@ -117,6 +117,16 @@ class LabelScore(ScoreKind):
     synonyms: dict[str, list[Key]] = Field(default={})
     """Other names of a label: no right answers, but faults of surface only."""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of one row, without abstention where no label says it."""
+        return tuple(name for name in self.metrics_of_kind if self.abstention or name != "abstention_right")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Without a heading of what is not measured."""
+        return {metric: heading for metric, heading in super().columns.items() if metric in self.metrics}
+
     @model_validator(mode="after")
     def _in_the_set(self) -> "LabelScore":
         if not self.labels and self.field is None:

@@ -65,14 +65,16 @@ def score(
             if abstains != (wanted == settings.abstention):
                 faults.add("abstained" if abstains else "not_abstained")
     abstention = settings.abstention
+    scores = {
+        "accuracy": float(right),
+        "accuracy_lenient": float(named == wanted),
+        "accuracy_surface": float(surface == wanted),
+        "in_set": float(said is not None),
+    }
+    if abstention is not None:
+        scores["abstention_right"] = float(said is not None and (said == abstention) == (wanted == abstention))
     return {
-        "scores": {
-            "accuracy": float(right),
-            "accuracy_lenient": float(named == wanted),
-            "accuracy_surface": float(surface == wanted),
-            "in_set": float(said is not None),
-            "abstention_right": float(said is not None and (said == abstention) == (wanted == abstention)),
-        },
+        "scores": scores,
         "answer": {
             "said": said,
             "wanted": wanted,
