@@ -29,7 +29,7 @@ NOUNS = {
     "files",
     "findings",
     "hardware",
-    "judging",
+    "scoring_judge",
     "launch",
     "leaks",
     "logs",

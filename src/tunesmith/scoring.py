@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import regex
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from tunesmith.judging import JudgeSection
+from tunesmith.scoring_judge import JudgeSection
 from tunesmith.sections import Key, RuleSection, Section
 
 

@@ -12,7 +12,7 @@ from tests.evaluate.answers import row
 from tunesmith.errors import EnvironmentFault, UserError
 from tunesmith.evaluate import judge as judge_module
 from tunesmith.evaluate.judge import Judge, judge_lines
-from tunesmith.judging import JudgeSection
+from tunesmith.scoring_judge import JudgeSection
 
 KEY = "sk-not-a-real-key"
 Said = Callable[[str, str], Any]

@@ -22,9 +22,9 @@ import httpx2
 from tunesmith.errors import EnvironmentFault, UserError
 from tunesmith.evaluate.score_form import parse_lenient
 from tunesmith.files import sha256_json
-from tunesmith.judging import JudgeSection
 from tunesmith.progress import bar
 from tunesmith.rows import Row
+from tunesmith.scoring_judge import JudgeSection
 
 SYSTEM = (
     "You compare two answers to one request. {rubric} Neither the order nor the length of the answers matters, and "
