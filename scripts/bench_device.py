@@ -93,7 +93,7 @@ def apart(one: Path, other: Path) -> float:
 
 def measured(bench: Bench, weights: int, peak_flops: float | None) -> dict[str, Any]:
     """What one way of training took."""
-    bench.run("plan", *bench.options, "--runs", "whole")
+    bench.run("plan", "--memory", *bench.options, "--runs", "whole")
     whole = bench.train("whole")
     pace = [line for line in read_jsonl(whole / "pace.jsonl") if "tokens_per_second" in line][1:]
     computed = median(line["computed_tokens_per_second"] for line in pace)

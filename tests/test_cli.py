@@ -20,6 +20,7 @@ COMMANDS = [
     "gate",
     "leaks",
     "plan",
+    "promote",
     "recipe",
     "run",
     "train",

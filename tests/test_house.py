@@ -26,6 +26,7 @@ NOUNS = {
     "embedder",
     "errors",
     "failures",
+    "fields",
     "files",
     "findings",
     "hardware",
@@ -61,7 +62,7 @@ NOUNS = {
     "yaml_source",
 }
 STAGES = {"check", "curate", "curve", "diagnose", "evaluate", "export", "gate", "train"}
-TOP = {"cli", "__main__", "diagnosing", "ending", "inputs", "line", "sizes"}
+TOP = {"__main__", "cli", "diagnosing", "ending", "inputs", "judging", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420

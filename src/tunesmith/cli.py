@@ -51,6 +51,7 @@ class Stage(StrEnum):
 
     CHECK = "check"
     BASELINE = "baseline"
+    PLAN = "plan"
     TRAIN = "train"
     EVALUATE = "evaluate"
     GATE = "gate"
@@ -107,7 +108,7 @@ def run(
     runs: RunsDir = Path("runs"),
     dist: DistDir = Path("dist"),
 ) -> None:
-    """Run the whole line: curate, check, baseline, train, evaluate, gate, export."""
+    """Run the whole line: curate, check, baseline, plan, train, evaluate, gate, export."""
     line = _line(recipe, base, sets, runs, dist)
     line.curate()
     with line.run.locked():
@@ -219,14 +220,40 @@ def _show_check(line: Any, number: int) -> None:
 
 
 @app.command()
-def plan(recipe: RecipeName, base: BaseName = None, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
-    """Say what training would take of this machine, without loading a weight; exit 21 if it cannot fit."""
+def plan(
+    recipe: RecipeName,
+    base: BaseName = None,
+    sets: Sets = None,
+    runs: RunsDir = Path("runs"),
+    memory: Annotated[bool, typer.Option("--memory", help="Only memory and time, without loading a weight.")] = False,
+) -> None:
+    """Say what training takes of this machine and what the gate rows can show, and fix what the run is judged by.
+
+    Exit 21 if training cannot fit, 2 if the gate rows are too few to show what the recipe wants.
+    """
     from rich.console import Console
 
-    line = _line(recipe, base, sets, runs)
-    path = line.plan(Console(highlight=False))
+    line, console = _line(recipe, base, sets, runs), Console(highlight=False)
+    path = line.forecast(console)
     if path is not None:
         typer.echo(path)
+    if memory or path is None:
+        return
+    with line.run.locked():
+        line.baseline()
+        line.show_plan(console)
+        line.plan()
+    typer.echo(line.run.path("gate.lock"))
+
+
+@app.command()
+def promote(recipe: RecipeName, sets: Sets = None, runs: RunsDir = Path("runs")) -> None:
+    """Make the confirm rows the new gate split, where the old one has had its looks; those rows join dev."""
+    line = _line(recipe, None, sets, runs)
+    recorded = line.promote()
+    for name, digest in recorded["after"].items():
+        typer.echo(f"{name:<14}{recorded['before'][name][:12]} -> {digest[:12]}")
+    typer.echo(line.dataset.manifest_path)
 
 
 @app.command()

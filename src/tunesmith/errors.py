@@ -3,6 +3,7 @@
 TunesmithError
  ├── UserError         2   the recipe, the rows or the command is wrong
  ├── Interrupted      75   a person or a scheduler stopped the run; it can go on
+ ├── Invalid          12   what would be judged cannot be: the lock or the ledger does not hold, a split is used up
  ├── Diverged         20   training produced a loss that is not a number
  └── EnvironmentFault 21   disk, memory, network, or a file that is not the pinned one
 
@@ -59,6 +60,12 @@ class UserError(TunesmithError):
     """The user's input is wrong and the message says where, what, and what to do."""
 
     exit_code = ExitCode.USER
+
+
+class Invalid(TunesmithError):
+    """No verdict could follow, so nothing was done: the ledger does not hold, or a gate split is used up."""
+
+    exit_code = ExitCode.INVALID
 
 
 class Interrupted(TunesmithError):

@@ -3,7 +3,9 @@
 A stage whose inputs are what they were is skipped; so they name all that decides its outcome, and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from tunesmith.bases import Base
 from tunesmith.beginning import Beginning
 from tunesmith.errors import UserError
 from tunesmith.evaluate.knowledge import knowledge_digest
-from tunesmith.evaluate.ways import Way, adapter_ways
+from tunesmith.evaluate.ways import STARTED_FROM, Way, adapter_ways
 from tunesmith.files import read_json, sha256_file
+from tunesmith.gate.ledger import Ledger
 from tunesmith.prices import read_prices
+from tunesmith.progress import say
 from tunesmith.recipe import LoadedRecipe, find_recipe, load_recipe
 from tunesmith.rows import SPLITS, Dataset, Split
 from tunesmith.runs import Run, versions
@@ -58,6 +62,11 @@ class Inputs:
         return Run.of(self.runs, self.recipe.name, self._trained_on())
 
     @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger of all runs beside this one."""
+        return Ledger(self.runs / "ledger.jsonl")
+
+    @cached_property
     def beginning(self) -> Beginning | None:
         """The run whose adapter training begins from, under `trainer.kind: dpo`."""
         after, root = self.recipe.after, self.loaded.root
@@ -69,6 +78,21 @@ class Inputs:
         if other.recipe.after is not None:
             raise UserError(f"after: {after} begins from an adapter itself; name the recipe that begins from the base")
         return Beginning(other.run.directory, root)
+
+    def _skip(self, stage: str, inputs: Mapping[str, Any], product: str) -> bool:
+        if self.run.is_done(stage, inputs):
+            say(f"  unchanged: {self.run.path(product)}")
+            return True
+        return False
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        say(f"{stage}")
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.times[stage] = time.monotonic() - began
 
     def _common(self) -> dict[str, Any]:
         files = self.dataset.manifest()["files"]
@@ -124,12 +148,26 @@ class Inputs:
         return inputs
 
     def _selection_inputs(self) -> dict[str, Any]:
-        dev = sorted(self.run.path("arms/dev").glob("*.json"))
+        started_from = STARTED_FROM.file("dev").removeprefix("dev/")
+        dev = sorted(path for path in self.run.path("arms/dev").glob("*.json") if path.stem != started_from)
         return self._common() | {
             "arms": self.recipe.arms.model_dump(),
             "score": self.recipe.score.model_dump(),
             "dev": {path.name: sha256_file(path) for path in dev},
         }
+
+    def _started_from_inputs(self, beginning: Beginning) -> dict[str, Any]:
+        return self._answered_by({"started_from": beginning.digest}) | {"quantization": self.recipe.quantization}
+
+    def _pilot_inputs(self) -> dict[str, Any]:
+        files = [*self.run.path("again").glob("dev-*/dev/*.jsonl"), *self.run.path("arms/dev").glob("*.jsonl")]
+        return {str(path.relative_to(self.run.directory)): sha256_file(path) for path in sorted(files)}
+
+    def _scorer_digest(self) -> str:
+        """What tells how answers are scored: the code, the settings and the schema."""
+        from tunesmith.evaluate.scorers import scorer_of
+
+        return scorer_of(self.recipe, self.loaded.schema()).digest()
 
     def _adapter_arm_inputs(self) -> dict[str, Any]:
         selection = self.run.path("selection.json")
@@ -152,15 +190,25 @@ class Inputs:
     def _gate_inputs(self) -> dict[str, Any]:
         evidence = [
             *self.run.path("arms").glob("*.json*"),
+            *self.run.path("again").rglob("*.json*"),
             self.run.path("selection.json"),
             self.run.path("guards.json"),
+            self.run.path("gate.lock"),
+            self.run.path("adapter/manifest.json"),
         ]
         return self._common() | {
+            # Of a ledger that does not hold a verdict says so, and of one that holds again another.
+            "ledger": self.ledger.problems(),
+            "scorer": self._scorer_digest(),
             "gate": self.recipe.gate.model_dump(),
             "guards": self.recipe.guards.model_dump(),
             "cost": self.recipe.cost.model_dump(),
             "prices": read_prices(self.loaded.prices_path).about,
             "score": self.recipe.score.model_dump(),
-            "evidence": {path.name: sha256_file(path) for path in sorted(evidence) if path.is_file()},
+            "evidence": {
+                str(path.relative_to(self.run.directory)): sha256_file(path)
+                for path in sorted(evidence)
+                if path.is_file()
+            },
             "set": [text for text in self.loaded.overrides() if not text.startswith("export.")],
         }

@@ -7,7 +7,6 @@ tells a person what runs, what is skipped, how long each stage took and which pa
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -15,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import adapters, findings, launch, trackers
+from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged, UserError
-from tunesmith.evaluate.ways import Way, adapter_ways, selected_ways, untrained_ways
+from tunesmith.evaluate.ways import STARTED_FROM, Way, adapter_ways, selected_ways, untrained_ways
 from tunesmith.files import read_json, write_json
-from tunesmith.inputs import Inputs
+from tunesmith.gate.evidence import again_file
+from tunesmith.judging import Judging
 from tunesmith.progress import say
 from tunesmith.prompt import Rendered, Renderer
 from tunesmith.rows import Split
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.arena import Arena
 
 
-class Line(Inputs):
+class Line(Judging):
     """One recipe's way from data to bundle."""
 
     # ------------------------------------------------------------------ what stages need
@@ -50,32 +51,6 @@ class Line(Inputs):
         from tunesmith.evaluate.stage import load_base
 
         return load_base(self.arena)
-
-    def _check_evidence(self) -> None:
-        """Refuse evidence that was made for other settings than this recipe's: it would be another question's answer.
-
-        Raises:
-            UserError: names each stage that must run again.
-        """
-        stale = []
-        if not self.run.is_done("selection", self._selection_inputs()):
-            stale.append(
-                f"{self.run.path('selection.json')}: made with other settings; `tunesmith baseline` makes it anew"
-            )
-        for way in selected_ways(read_json(self.run.path("selection.json"))):
-            if not self.run.is_done(f"arm/{way.arm}", self._arm_inputs(way, "gate")):
-                stale.append(f"{self.run.path('arms')}/{way.arm}.jsonl: made with other settings; `tunesmith baseline`")
-        for split in ("dev", "gate"):
-            if not self.run.is_done(f"trivial/{split}", self._trivial_inputs()):
-                named = ", ".join(self.recipe.arms.trivial)
-                stale.append(f"{self.run.path('arms')}: {named}: made with other settings; `tunesmith baseline`")
-        late = {"adapter": self._adapter_arm_inputs(), "merged": self._merged_arm_inputs()}
-        late |= {name: self._server_inputs(name) for name in self.recipe.arms.servers}
-        for arm, inputs in late.items():
-            if not self.run.is_done(f"arm/{arm}", inputs):
-                stale.append(f"{self.run.path('arms')}/{arm}.jsonl: made with other settings; `tunesmith evaluate`")
-        if stale:
-            raise UserError(stale)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -143,26 +118,59 @@ class Line(Inputs):
             refuse_failed(read_json(path), path, self.dataset)
 
     def baseline(self) -> None:
-        """Answer dev and gate rows without training, and choose the incumbent on dev."""
+        """Answer dev and gate rows without training, choose the incumbent on dev, and see how it repeats itself."""
+        with self._timed("baseline"):
+            selection = self._choose()
+            ways = selected_ways(selection)
+            for way in ways:
+                self._arm(way, "gate")
+            self._trivial("gate")
+            (incumbent,) = (way for way in ways if way.arm == selection["incumbent"])
+            self._answer_again(incumbent, "dev", 1, selection)
+            self._answer_again(incumbent, "gate", 1, selection)
+            if self._seems_better_than_itself(selection):
+                self._answer_again(incumbent, "gate", 2, selection)
+            self._release_base_model()
+            if self.beginning:
+                self._started_from(self.beginning)
+        say(f"  incumbent, best on dev without training: {selection['incumbent']}")
+
+    def _choose(self) -> dict[str, Any]:
+        """Answer the dev rows without training, and choose the incumbent by the answers."""
         from tunesmith.evaluate import stage
 
         dev = self.run.path("arms/dev")
-        with self._timed("baseline"):
-            self._trivial("dev")
-            for way in untrained_ways(self.recipe):
-                self._arm(way, "dev")
-            if self.recipe.arms.constrained:
-                self._arm(stage.constrained_way(self.arena, dev), "dev")
-            inputs = self._selection_inputs()
-            if not self._skip("selection", inputs, "selection.json"):
-                with self.run.stage("selection", inputs) as out:
-                    stage.select(self.arena, dev, out)
-            selection = read_json(self.run.path("selection.json"))
-            for way in selected_ways(selection):
-                self._arm(way, "gate")
-            self._trivial("gate")
-        self._release_base_model()
-        say(f"  incumbent, best on dev without training: {selection['incumbent']}")
+        self._trivial("dev")
+        for way in untrained_ways(self.recipe):
+            self._arm(way, "dev")
+        if self.recipe.arms.constrained:
+            self._arm(stage.constrained_way(self.arena, dev), "dev")
+        inputs = self._selection_inputs()
+        if not self._skip("selection", inputs, "selection.json"):
+            with self.run.stage("selection", inputs) as out:
+                stage.select(self.arena, dev, out)
+        chosen: dict[str, Any] = read_json(self.run.path("selection.json"))
+        return chosen
+
+    def _answer_again(self, way: Way, split: Split, turn: int, selection: Mapping[str, Any]) -> None:
+        """Have the incumbent answer a split in batches of another size: two answers of one arm, the noise floor."""
+        from tunesmith.evaluate.again import answer_again
+
+        name, file = f"again/{split}-{turn}", again_file(selection, turn, split)
+        inputs = self._arm_inputs(way, split) | {"turn": turn}
+        if not self._is_answered(name, inputs, {file.removesuffix(".jsonl"): way}):
+            say(f"  {way.arm} on {split} again, in batches of another size")
+            with self.run.stage(name, inputs) as out:
+                answer_again(self.arena, self.base_model, way, split, out / "again" / f"{split}-{turn}", turn)
+
+    def _started_from(self, beginning: Beginning) -> None:
+        """Have the adapter that training begins from answer dev and gate: a worse one must not ship."""
+        from tunesmith.evaluate.stage import run_started_from
+
+        inputs = self._started_from_inputs(beginning)
+        if not self._is_answered("arm/started_from", inputs, {"arms/started_from": STARTED_FROM}):
+            with self.run.stage("arm/started_from", inputs) as out:
+                run_started_from(self.arena, beginning.adapter, out / "arms")
 
     def _arm(self, way: Way, split: Split) -> None:
         name = way.file(split)
@@ -211,7 +219,7 @@ class Line(Inputs):
             gc.collect()
             torch.cuda.empty_cache()
 
-    def plan(self, console: "Console") -> Path | None:
+    def forecast(self, console: "Console") -> Path | None:
         """Show what training takes here, and write it into the run once there are rows; returns where.
 
         Raises:
@@ -245,7 +253,7 @@ class Line(Inputs):
         inputs, checkpoints = self._trained_on(), self.run.path("checkpoints")
         team = here()
         with self._timed("train"):
-            if team.lead(lambda: self._skip("train", inputs, "adapter")):
+            if team.lead(lambda: not self._is_unlocked() and self._skip("train", inputs, "adapter")):
                 pass
             elif launch.asked(self.recipe.launch):
                 self._launch_training(resume, allow_drift)
@@ -257,7 +265,12 @@ class Line(Inputs):
 
                 if resume is None and team.leads:
                     self._say_unfinished()
-                resumption = Resumption(checkpoints, inputs, resume, allow_drift)
+                held = self.lock_digest()
+                if held is None and team.leads:
+                    say(
+                        "  there is no gate.lock: this adapter can be measured, and cannot ship; `tunesmith plan` first"
+                    )
+                resumption = Resumption(checkpoints, inputs | {"lock": held}, resume, allow_drift)
                 with self.run.stage("train", inputs) if team.leads else self.run.aside() as out:
                     train(
                         self.loaded,
@@ -268,10 +281,17 @@ class Line(Inputs):
                         resumption=resumption,
                         beginning=self.beginning,
                         score_dev=dev_scorer(self.arena) if self.recipe.dev.rows else None,
+                        lock=held,
                     )
             if team.leads:
                 shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"  {self.run.path('adapter')}")
+
+    def _is_unlocked(self) -> bool:
+        if not self.trained_unlocked():
+            return False
+        say("  the adapter was trained before gate.lock was written: it is trained anew, under the lock")
+        return True
 
     def _launch_training(self, resume: Path | None, allow_drift: bool) -> None:
         """Train in processes of their own, and end as they end."""
@@ -313,6 +333,7 @@ class Line(Inputs):
             ways = self._adapter_ways()
             inputs = self._adapter_arm_inputs()
             if not self._is_answered("arm/adapter", inputs, {f"arms/{way.arm}": way for way in ways}):
+                self.count_look()
                 with self.run.stage("arm/adapter", inputs) as out:
                     (out / "arms").mkdir()
                     stage.run_adapter(self.arena, adapter, ways, self.run.path("arms"), out)
@@ -320,6 +341,7 @@ class Line(Inputs):
             if self._is_answered("arm/merged", inputs, {"arms/merged": Way("merged")}):
                 say(f"  unchanged: {self.run.path('guards.json')}")
             else:
+                self.count_look()
                 with self.run.stage("arm/merged", inputs) as out:
                     (out / "arms").mkdir()
                     stage.run_merged(
@@ -344,22 +366,6 @@ class Line(Inputs):
                 "`tunesmith train` makes it anew"
             )
 
-    def gate(self) -> dict[str, Any]:
-        """Judge the run; returns the verdict."""
-        from tunesmith.gate.evidence import read_evidence
-        from tunesmith.gate.stage import gate
-
-        read_evidence(self.run.directory)
-        self._check_evidence()
-        inputs = self._gate_inputs()
-        with self._timed("gate"):
-            if not self._skip("gate", inputs, "verdict.json"):
-                self.runs.mkdir(parents=True, exist_ok=True)
-                with self.run.stage("gate", inputs) as out:
-                    gate(self.loaded, self.run, self.runs / "ledger.jsonl", out)
-        verdict: dict[str, Any] = read_json(self.run.path("verdict.json"))
-        return verdict
-
     def export(self) -> Path:
         """Write the bundle of a run that ships."""
         from tunesmith.evaluate.stage import scoring_dtype
@@ -376,23 +382,6 @@ class Line(Inputs):
             target = bundle(self.loaded, self.run, self.dataset, self.base, self.dist, dtype=dtype)
         say(f"  {target}")
         return target
-
-    # ------------------------------------------------------------------ telling
-
-    def _skip(self, stage: str, inputs: Mapping[str, Any], product: str) -> bool:
-        if self.run.is_done(stage, inputs):
-            say(f"  unchanged: {self.run.path(product)}")
-            return True
-        return False
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        say(f"{stage}")
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.times[stage] = time.monotonic() - began
 
 
 def quiet_libraries() -> None:

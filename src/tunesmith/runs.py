@@ -121,7 +121,7 @@ class Run:
 
 
 # Directories that several stages share: their files move one by one. Any other is one stage's and moves whole.
-SHARED = {"arms", "arms/dev", "diagnosis"}
+SHARED = {"arms", "arms/dev", "again", "diagnosis"}
 
 
 def _publishable(directory: Path, scratch: Path, target: Path) -> Iterator[Path]:

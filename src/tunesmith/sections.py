@@ -183,19 +183,45 @@ class RuleSection(Section):
         return self
 
 
+class SliceSection(Section):
+    """A value by which gate rows are told apart, to see that none of the parts is harmed."""
+
+    by: Annotated[str, Field(pattern=r"^(group|meta\..+|completion\..+)$")]
+    """`meta.<key>`, `completion.<key>` or `group`; rows without it are a slice of their own."""
+    min_rows: Annotated[int, Field(ge=2)] = 50
+    """Fewest rows of which anything is said; of a smaller slice it is said that it was not assessed."""
+
+
 class GateSection(Section):
     """What it takes to ship."""
 
     min_gain: Fraction
     """Smallest gain over the incumbent on the primary metric that is worth serving another model for."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """One-sided error rate of each bound."""
+    """One-sided error rate of all looks at a gate split together: 6/π² of it at the first, a quarter of that at the
+    second."""
     merged_margin: Fraction = 0.02
     """How much worse than the adapter the merged model may be on the primary metric."""
     general_nll_margin: Annotated[float, Field(gt=0)] = 0.1
     """How many nats per token the loss on general text may rise (0.1 nats is 10.5 % more perplexity)."""
+    started_from_margin: Fraction = 0.02
+    """How much worse than the adapter that training began from (`after:`) the new one may be on the primary metric."""
     min_rows: Annotated[int, Field(ge=2)] = 100
     """Fewest gate rows on which a verdict is given at all."""
+    power: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """How likely an adapter that is better by `min_gain` must be to pass all terms, for training to begin."""
+    accept_power: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """A lower power that is accepted by name: such an adapter is then passed over so much more often."""
+    max_looks: Annotated[int, Field(ge=1, le=20)] = 5
+    """How many candidates a gate split may judge before it is retired; each look spends less of alpha."""
+    slices: list[SliceSection] = []
+    """Parts of the gate rows that must not be harmed."""
+
+    @model_validator(mode="after")
+    def _accepts_less(self) -> "GateSection":
+        if self.accept_power is not None and self.accept_power > self.power:
+            raise ValueError(f"accept_power accepts less than power, {self.power:g}; it is {self.accept_power:g}")
+        return self
 
 
 ProbeName = Literal["piqa", "openbookqa", "commonsenseqa", "mmlu", "boolq"]

@@ -99,7 +99,9 @@ def make_evidence() -> MakeEvidence:
             "ways": [{"arm": "retrieval", "shots": "retrieval", "k": 3}],
             "dev_means": {"retrieval-3": 0.5},
         }
-        return Evidence(arms, selection, guards)
+        again = scored_arm("retrieval", retrieval, groups)
+        again.about["settings"]["batch_rows"] = 7
+        return Evidence(arms, selection, guards, again=[again])
 
     return make
 

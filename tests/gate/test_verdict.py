@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tunesmith.errors import UserError
 from tunesmith.files import read_json, sha256_file, write_json, write_jsonl
 from tunesmith.gate.evidence import Arm, Evidence, read_evidence
-from tunesmith.gate.stage import gate
+from tunesmith.gate.ledger import Ledger
+from tunesmith.gate.lock import write_lock
+from tunesmith.gate.stage import gate, stated
 from tunesmith.gate.verdict import cost, describe, failures, fields, judge, micro
 from tunesmith.recipe import LoadedRecipe, Recipe, load_recipe
 from tunesmith.runs import Run
@@ -60,7 +62,7 @@ SITUATIONS: dict[str, tuple[dict[str, Any], str, set[str]]] = {
     "better by just enough": ({"of": arms(100, better=12, worse=2)}, "SHIP", set()),
     "the same answers": ({"of": arms(100, better=0, worse=0)}, "BLOCK", GAINS),
     "equal on many rows": ({"of": arms(400, better=20, worse=20)}, "BLOCK", GAINS),
-    "equal on few rows": ({"of": arms(30, better=5, worse=5)}, "INCONCLUSIVE", GAINS),
+    "equal on few rows": ({"of": arms(40, better=5, worse=5)}, "INCONCLUSIVE", GAINS),
     "better within noise": ({"of": arms(40, better=9, worse=4)}, "INCONCLUSIVE", GAINS),
     "better for sure, but surely too little": (
         {"of": arms(1000, better=40, worse=5)},
@@ -286,7 +288,8 @@ def test_a_broken_comparison_has_no_verdict(fault: str, make_evidence: MakeEvide
 
 
 def test_one_row_fewer_than_asked_for_is_too_few(make_evidence: MakeEvidence, recipe: Recipe) -> None:
-    assert judge(make_evidence(*arms(30, better=20, worse=0)), recipe, {})["verdict"] == "SHIP"
+    # On so few rows that two forms answer alike is no proof that they do.
+    assert not_passing(judge(make_evidence(*arms(30, better=20, worse=0)), recipe, {})) == {"merged_no_worse"}
     verdict = judge(make_evidence(*arms(29, better=20, worse=0)), recipe, {})
     assert (verdict["verdict"], not_passing(verdict)) == ("INVALID", {"enough_rows"})
 
@@ -431,6 +434,8 @@ def stored(tmp_path: Path, make_evidence: MakeEvidence) -> Run:
         write_json(run.path(f"arms/{arm.name}.json"), arm.about)
     write_json(run.path("selection.json"), evidence.selection)
     write_json(run.path("guards.json"), evidence.guards)
+    write_jsonl(run.path("again/gate-1/retrieval.jsonl"), evidence.again[0].rows)
+    write_json(run.path("again/gate-1/retrieval.json"), evidence.again[0].about)
     manifest = {
         "files": {"adapter_model.safetensors": "a" * 64},
         "base": {"digest": "b" * 64},
@@ -439,6 +444,20 @@ def stored(tmp_path: Path, make_evidence: MakeEvidence) -> Run:
     }
     write_json(run.path("adapter/manifest.json"), manifest)
     return run
+
+
+def locked(stored: Run, loaded: LoadedRecipe) -> Ledger:
+    """Lock the stored run as the line does before training: the lock, the ledger's line, the adapter's manifest."""
+    ledger = Ledger(stored.directory.parent / "ledger.jsonl")
+    manifest = read_json(stored.path("adapter/manifest.json"))
+    now = stated(loaded, stored, read_evidence(stored.directory), manifest, SCORER)
+    content = write_lock(stored.path("gate.lock"), now, {"look": 1, "power": 0.9})
+    ledger.enter({"kind": "lock", "name": "smoke", "run": stored.directory.name, "lock": content})
+    write_json(stored.path("adapter/manifest.json"), manifest | {"lock_digest": content["digest"]})
+    return ledger
+
+
+SCORER = "c" * 64
 
 
 def loaded_over(root: Path, repository: Path, gate_prompt: str, sets: Sequence[str] = ()) -> LoadedRecipe:
@@ -458,7 +477,7 @@ def loaded_over(root: Path, repository: Path, gate_prompt: str, sets: Sequence[s
 
 def test_the_gate_looks_for_its_rows_in_train_itself(stored: Run, repository: Path, tmp_path: Path) -> None:
     loaded = loaded_over(tmp_path, repository, "The RED cup is here!")
-    gate(loaded, stored, tmp_path / "ledger.jsonl", tmp_path)
+    gate(loaded, stored, locked(stored, loaded), tmp_path, scorer=SCORER)
     verdict = read_json(tmp_path / "verdict.json")
     assert verdict["verdict"] == "INVALID"
     assert not_passing(verdict) == {"no_leaks"}
@@ -467,7 +486,7 @@ def test_the_gate_looks_for_its_rows_in_train_itself(stored: Run, repository: Pa
 
 def test_verdict_json_has_every_key_that_is_promised(stored: Run, repository: Path, tmp_path: Path) -> None:
     loaded = loaded_over(tmp_path, repository, "the blue pen is away", ["seed=3"])
-    gate(loaded, stored, tmp_path / "ledger.jsonl", tmp_path)
+    gate(loaded, stored, locked(stored, loaded), tmp_path, scorer=SCORER)
     verdict = json.loads((tmp_path / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["schema"] == 1
     assert (verdict["verdict"], verdict["exit_code"], verdict["incumbent"]) == ("SHIP", 0, "retrieval")
@@ -499,10 +518,11 @@ def test_verdict_json_has_every_key_that_is_promised(stored: Run, repository: Pa
 
 
 def test_a_verdict_leaves_one_line_in_the_ledger(stored: Run, repository: Path, tmp_path: Path) -> None:
-    loaded, ledger = loaded_over(tmp_path, repository, "the blue pen is away"), tmp_path / "ledger.jsonl"
-    gate(loaded, stored, ledger, tmp_path / "first")
-    gate(loaded, stored, ledger, tmp_path / "second")
-    (line,) = map(json.loads, ledger.read_text(encoding="utf-8").splitlines())
+    loaded = loaded_over(tmp_path, repository, "the blue pen is away")
+    ledger = locked(stored, loaded)
+    gate(loaded, stored, ledger, tmp_path / "first", scorer=SCORER)
+    gate(loaded, stored, ledger, tmp_path / "second", scorer=SCORER)
+    (line,) = (line for line in ledger.lines() if line["kind"] == "verdict")
     assert (line["verdict"], line["look"], line["candidate"], line["gate_digest"]) == ("SHIP", 1, "a" * 64, "5" * 64)
     first, second = ((tmp_path / name / "verdict.json").read_bytes() for name in ("first", "second"))
     assert first == second

@@ -205,7 +205,7 @@ def test_the_command_shows_and_writes_the_plan_and_loads_nothing(
     from tunesmith.bases import Base
 
     monkeypatch.setattr(Base, "model", lambda *a, **k: pytest.fail("weights were loaded"))
-    path = line.plan(Console(highlight=False, width=120))
+    path = line.forecast(Console(highlight=False, width=120))
     assert path is not None
     held, told = read_json(path), capsys.readouterr().out
     assert held["fits"]
@@ -222,7 +222,7 @@ def test_a_plan_that_cannot_fit_exits_21(
     """Before any row is there: a batch of the longest that the recipe allows, on a machine with room for half of it."""
     from tunesmith.cli import app, guarded
 
-    monkeypatch.setattr(sys, "argv", ["tunesmith", "plan", "smoke"])
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "plan", "smoke", "--memory"])
     monkeypatch.setattr(hardware, "_memory_gib", lambda: 16.0)
     assert guarded(app) == ExitCode.DONE
     needed = float(re.findall(r"at the peak +([\d.]+)", capsys.readouterr().out)[0])

@@ -20,9 +20,9 @@ from tunesmith import bases
 from tunesmith.curate import formats, privacy
 from tunesmith.curate.chunks import Chunk
 from tunesmith.curate.clean import NEED_THE_TOKENIZER, Context, all_texts, clean
-from tunesmith.curate.fields import date_of, value_of
 from tunesmith.curate.formats import Malformed
 from tunesmith.curation import CurateSection, SourceSection
+from tunesmith.fields import date_of, value_of
 from tunesmith.near import SLOTS, Hashes, Marks, band_keys, marks_of, sign
 from tunesmith.prompt import Renderer
 from tunesmith.rows import Message, Row, arguments_of, function_of

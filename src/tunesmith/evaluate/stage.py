@@ -21,12 +21,12 @@ from tunesmith.evaluate.general import nll_by_document
 from tunesmith.evaluate.generate import BATCH_TOKENS, read_prompts
 from tunesmith.evaluate.guards import Guards
 from tunesmith.evaluate.replay import replay
-from tunesmith.evaluate.ways import ZERO_SHOT, Way, adapter_ways, best, untrained_ways
+from tunesmith.evaluate.ways import STARTED_FROM, ZERO_SHOT, Way, adapter_ways, best, untrained_ways
 from tunesmith.files import read_json, read_jsonl, sha256_json, write_json
 from tunesmith.findings import Finding, seen
 from tunesmith.progress import say
 from tunesmith.recipe import LoadedRecipe
-from tunesmith.rows import Dataset, Row
+from tunesmith.rows import Dataset, Row, Split
 
 PROBED = 64
 """Gate prompts among which the shortest and the longest are compared."""
@@ -111,6 +111,16 @@ def run_on_dev(arena: Arena, adapter: Path, out: Path) -> None:
     attached = adapters.attach(load_base(arena, manifest["quantization"]), adapter)
     weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
     arena.run(arena.engine(attached, weights), Way("adapter"), "dev", out)
+
+
+def run_started_from(arena: Arena, adapter: Path, out: Path) -> None:
+    """Answer dev and gate rows with the adapter that training begins from, as the arm `started_from`."""
+    manifest = adapters.verify(adapter, base=arena.base, prompt_digest=arena.prompt_digest)
+    attached = adapters.attach(load_base(arena, manifest["quantization"]), adapter)
+    weights = {"base": arena.base.digest, "adapter": adapters.digest(adapter)}
+    splits: tuple[Split, ...] = ("dev", "gate")
+    for split in splits:
+        arena.run(arena.engine(attached, weights), STARTED_FROM, split, out)
 
 
 def run_adapter(arena: Arena, adapter: Path, ways: Sequence[Way], arms: Path, out: Path) -> None:

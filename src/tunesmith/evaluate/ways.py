@@ -56,6 +56,8 @@ class Way:
 
 
 ZERO_SHOT = Way("zero_shot")
+STARTED_FROM = Way("started_from")
+"""The adapter that training begins from, where it begins from one."""
 
 
 def untrained_ways(recipe: Recipe) -> list[Way]:

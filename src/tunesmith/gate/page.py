@@ -57,7 +57,7 @@ def _command(verdict: Mapping[str, Any], recipe_file: str) -> list[str]:
 def untested(verdict: Mapping[str, Any]) -> list[str]:
     """What the verdict does not speak of."""
     return [
-        *verdict.get("not_assessed", []),
+        *(f"{one['guard']}: {one['why']}" for one in verdict.get("not_assessed", [])),
         "kinds of input that the gate rows do not hold, other languages, hostile input",
         "serving stacks other than transformers'",
         "another training of the same recipe: the verdict is on these weights",

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tunesmith.gate.evidence import Arm, Evidence
+from tunesmith.gate.slices import slices
 from tunesmith.recipe import Recipe
 from tunesmith.stats import Interval, clustered_t, non_inferior, paired_interval, rows_needed
 
@@ -44,22 +45,40 @@ class Term:
         return values
 
 
-def all_terms(evidence: Evidence, recipe: Recipe, alpha: float) -> list[Term]:
-    """Every term of the gate at level alpha, integrity first."""
-    terms = integrity(evidence, recipe)
+def fact(name: str, holds: bool, says: str) -> Term:
+    """An integrity term: it holds, or there is no verdict."""
+    return Term(name, "integrity", "pass" if holds else "fail", says)
+
+
+def all_terms(evidence: Evidence, recipe: Recipe, alpha: float, bound: Sequence[Term] = ()) -> list[Term]:
+    """Every term of the gate at the level of this look, integrity first.
+
+    `bound` are the integrity terms of lock and ledger. After a fault of integrity nothing else is weighed.
+    """
+    terms = [*bound, *integrity(evidence, recipe)]
     if any(term.outcome == "fail" for term in terms):
         return terms
+    if evidence.again:
+        terms.append(same_arm_ships_nothing(evidence, recipe, alpha))
+        if terms[-1].outcome == "fail":
+            return terms
     adapter, merged = evidence.arms["adapter"], evidence.arms["merged"]
     terms += [gain(arm, evidence.incumbent, recipe, alpha) for arm in (adapter, merged)]
     if evidence.trivial:
         terms.append(beats_trivial((adapter, merged), evidence.trivial, recipe, alpha))
-    terms.append(no_worse(merged, adapter, recipe, alpha))
+    terms.append(no_worse("merged_no_worse", merged, adapter, recipe, recipe.gate.merged_margin, alpha))
+    if start := evidence.arms.get("started_from"):
+        margin = recipe.gate.started_from_margin
+        for arm in (adapter, merged):
+            terms.append(no_worse(f"{arm.name}_no_worse_than_start", arm, start, recipe, margin, alpha))
     terms += [general_loss(evidence.guards, arm, recipe, alpha) for arm in ("adapter", "merged")]
     # Here, for it takes its words from this module.
     from tunesmith.gate.guards import arm_guard_terms, guard_terms
 
     terms += guard_terms(evidence.guards, recipe, alpha)
     terms += arm_guard_terms(evidence, recipe, alpha)
+    if recipe.gate.slices:
+        terms.append(unharmed(evidence, recipe, alpha))
     return terms
 
 
@@ -67,7 +86,7 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
     """Facts without which scores cannot be compared."""
     adapter = evidence.arms["adapter"]
     arms = list(evidence.arms.values())
-    every = [*arms, *evidence.trivial.values()]
+    every = [*arms, *evidence.trivial.values(), *evidence.again]
     facts: list[tuple[str, bool, str]] = [
         (
             "same_rows",
@@ -125,7 +144,44 @@ def integrity(evidence: Evidence, recipe: Recipe) -> list[Term]:
             "base, adapter and merged have a finite loss on every general document",
         ),
     ]
-    return [Term(name, "integrity", "pass" if holds else "fail", says) for name, holds, says in facts]
+    if start := evidence.arms.get("started_from"):
+        began = start.about["weights"].get("adapter")
+        facts.append(
+            (
+                "started_from_is_where_it_began",
+                began == evidence.after,
+                "the arm started_from answered with the adapter that training began from",
+            )
+        )
+    return [fact(*each) for each in facts]
+
+
+def same_arm_ships_nothing(evidence: Evidence, recipe: Recipe, alpha: float) -> Term:
+    """The incumbent, answering again in batches of another size, does not pass for a better one twice in a row."""
+    gains = [gain(again, evidence.incumbent, recipe, alpha) for again in evidence.again]
+    return fact(
+        "same_arm_ships_nothing",
+        len(gains) < 2 or not all(term.outcome == "pass" for term in gains),
+        "the incumbent against itself, in batches of another size, does not ship twice in a row "
+        f"(noise floor {noise(evidence, recipe)['discordance']:.3f})",
+    )
+
+
+def noise(evidence: Evidence, recipe: Recipe) -> dict[str, Any]:
+    """What the same arm's two answers to the same row differ by: the noise floor, as verdict.json holds it."""
+    metric, incumbent = recipe.score.primary, evidence.incumbent
+    last = evidence.again[-1] if evidence.again else None
+    if last is None or not last.rows:
+        return {}
+    squares = [(a - b) ** 2 for a, b in zip(last.scores(metric), incumbent.scores(metric), strict=False)]
+    texts = [a["prediction"] != b["prediction"] for a, b in zip(last.rows, incumbent.rows, strict=False)]
+    return {
+        "arm": incumbent.name,
+        "repeats": len(evidence.again),
+        "rows": len(squares),
+        "discordance": sum(squares) / len(squares),
+        "answers_that_differ": sum(texts) / len(texts),
+    }
 
 
 def _faults(arms: Sequence[Arm]) -> str:
@@ -191,16 +247,16 @@ def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recip
     )
 
 
-def no_worse(merged: Arm, adapter: Arm, recipe: Recipe, alpha: float) -> Term:
-    """The merged model is not worse than the adapter by `gate.merged_margin`."""
-    metric, margin = recipe.score.primary, recipe.gate.merged_margin
-    interval = paired_interval(merged.scores(metric), adapter.scores(metric), adapter.groups, alpha)
+def no_worse(name: str, arm: Arm, other: Arm, recipe: Recipe, margin: float, alpha: float) -> Term:
+    """One arm is not worse than another by a margin."""
+    metric = recipe.score.primary
+    interval = paired_interval(arm.scores(metric), other.scores(metric), arm.groups, alpha)
     outcome: Outcome = "pass" if non_inferior(interval, margin) else "fail" if interval.high < -margin else "open"
     return _term(
-        "merged_no_worse",
+        name,
         "non_inferiority",
         outcome,
-        f"{metric} of merged against adapter: not worse by {margin:.3f}",
+        f"{metric} of {arm.name} against {other.name}: not worse by {margin:.3f}",
         interval,
         margin=-margin,
         n_needed=rows_needed(interval, -margin) if outcome == "open" else None,
@@ -223,6 +279,20 @@ def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe, alpha: float)
         margin=margin,
         # The documents are the package's: there are no more of them to ask for.
         n_needed=None,
+    )
+
+
+def unharmed(evidence: Evidence, recipe: Recipe, alpha: float) -> Term:
+    """No slice that the recipe names is shown to be harmed; that none is shown to be is no proof that none is."""
+    found = slices(evidence, recipe, alpha)
+    harmed = [f"{one['by']} = {one['value']}: {one['estimate']:+.3f}, n {one['n']}" for one in found if one["harmed"]]
+    assessed = sum(one["assessed"] for one in found)
+    return Term(
+        "no_slice_harmed",
+        "non_inferiority",
+        "fail" if harmed else "pass",
+        f"none of {assessed} slices is shown to be harmed, after Holm's correction"
+        + (f" (harmed: {'; '.join(harmed)})" if harmed else ""),
     )
 
 

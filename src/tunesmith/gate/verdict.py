@@ -5,24 +5,31 @@ not help. INCONCLUSIVE: neither; the verdict says how many rows would settle it.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
 from tunesmith.errors import ExitCode
 from tunesmith.gate.evidence import Arm, Evidence
 from tunesmith.gate.guards import not_assessed, told
-from tunesmith.gate.terms import Term, all_terms
+from tunesmith.gate.slices import slices
+from tunesmith.gate.terms import Term, all_terms, noise
 from tunesmith.recipe import Recipe
-from tunesmith.stats import mean_interval
+from tunesmith.stats import mean_interval, spent
 
 SCHEMA = 1
 KINDS = ("right", "wrong", "missed")
 
 
-def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Weigh the evidence; returns the content of verdict.json. `about` adds digests, versions and names to it."""
-    terms = all_terms(evidence, recipe, recipe.gate.alpha)
+def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any], bound: Sequence[Term] = ()) -> dict[str, Any]:
+    """Weigh the evidence; returns the content of verdict.json.
+
+    `about` adds digests, versions and names to it, and says which look this is: that decides alpha. `bound` are the
+    integrity terms of lock and ledger.
+    """
+    look = int(about.get("look", 1))
+    alpha = spent(recipe.gate.alpha, look)
+    terms = all_terms(evidence, recipe, alpha, bound)
     verdict = decide(terms)
     adapter, incumbent = evidence.arms["adapter"], evidence.incumbent
     complete = verdict != "INVALID"
@@ -36,17 +43,29 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any]) -> dict[
         "terms": [term.as_dict() for term in terms],
         "primary": metric,
         "score": {"kind": recipe.score.kind, "columns": recipe.score.columns},
-        "ci_level": 1 - 2 * recipe.gate.alpha,
-        "arms": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.arms.items()} if complete else {},
+        "look": look,
+        "alpha": alpha,
+        "ci_level": 1 - 2 * alpha,
+        "arms": {name: describe(arm, alpha) for name, arm in evidence.arms.items()} if complete else {},
         "trivial": {name: fmean(arm.scores(metric)) for name, arm in evidence.trivial.items()} if complete else {},
-        "servers": {name: describe(arm, recipe.gate.alpha) for name, arm in evidence.servers.items()},
+        "servers": {name: describe(arm, alpha) for name, arm in evidence.servers.items()},
         "incumbent": incumbent.name,
         "fixed": [a["id"] for a, b in pairs if a["scores"][metric] > b["scores"][metric]],
         "broken": [a["id"] for a, b in pairs if a["scores"][metric] < b["scores"][metric]],
         "failure_classes": {name: failures(arm) for name, arm in evidence.arms.items()},
-        "guards": told(evidence, recipe, recipe.gate.alpha) if complete else {},
-        "not_assessed": not_assessed(evidence, recipe, recipe.gate.alpha) if complete else [],
+        "guards": told(evidence, recipe, alpha) if complete else {},
         "cost": {name: cost(arm) for name, arm in evidence.arms.items()},
+        "noise": noise(evidence, recipe),
+        "slices": (parts := slices(evidence, recipe, alpha) if complete else []),
+        "not_assessed": [
+            *(not_assessed(evidence, recipe, alpha) if complete else []),
+            *(
+                {"guard": f"slice {one['by']} = {one['value']}", "why": f"{one['n']} rows"}
+                for one in parts
+                if not one["assessed"]
+            ),
+        ],
+        "next_evidence": [{"term": term.name, "n_needed": term.n_needed} for term in terms if term.outcome == "open"],
         **about,
     }
 

@@ -55,11 +55,13 @@ def train(
     resumption: Resumption,
     beginning: Beginning | None = None,
     score_dev: ScoreDev | None = None,
+    lock: str | None = None,
 ) -> None:
     """Train and write into `out`; `tokens` is where `check` left the rows' token ids.
 
     `beginning` is whose adapter preference tuning begins from; without one an adapter is trained from nothing.
-    `score_dev` has dev rows answered, where the recipe wants that.
+    `score_dev` has dev rows answered, where the recipe wants that. `lock` is the digest of what the adapter will be
+    judged by, written before it is trained; without one it cannot ship.
 
     Raises:
         UserError: peft or trl refuses a value of the recipe, or the checkpoint there is was made otherwise.
@@ -150,6 +152,7 @@ def train(
                 "train_digest": dataset.digest("train"),
                 "order_digest": witness.order,
                 "drift": drifted,
+                "lock_digest": lock,
                 "choice": trainer.choice.as_dict(),
             }
             | ({"after": beginning.digest} if beginning else {}),
