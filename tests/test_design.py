@@ -1,6 +1,8 @@
 """How many rows bounds need: against statsmodels, against published figures, and against the bounds themselves."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +120,9 @@ def test_the_design_effect_is_the_variance_that_groups_add() -> None:
     shared = rng.normal(0, math.sqrt(icc), (20_000, len(sizes)))[:, member]
     means = (shared + rng.normal(0, math.sqrt(1 - icc), (20_000, len(member)))).mean(axis=1)
     assert means.var() * len(member) == pytest.approx(design_effect(sizes, icc), rel=0.04)
+
+
+def test_the_tables_of_the_document_are_those_of_the_script(repository: Path) -> None:
+    tables = runpy.run_path(str(repository / "scripts" / "gate_tables.py"))["tables"]()
+    text = (repository / "docs" / "GATE.md").read_text(encoding="utf-8")
+    assert [name for name, table in tables.items() if table not in text] == []

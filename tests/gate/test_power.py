@@ -155,5 +155,6 @@ def test_what_a_pilot_measured_takes_the_place_of_what_is_assumed(recipe: Recipe
     found = assume(recipe, {"rows": 50, "discordance": 0.31, "icc": 0.2, "noise": 0.0, "incumbent": "retrieval"})
     assert (found.discordance, found.icc, found.merged_discordance) == (0.31, 0.2, 0.01)
     assert set(found.measured) == {"discordance", "icc", "merged_discordance"}
+    assert assume(recipe, {"rows": 50, "icc": None, "noise": 0.3}).measured == ("merged_discordance",)
     rare = assume(recipe, {"rows": 50, "discordance": 0.01, "icc": 0.0, "noise": 0.1})
     assert rare.discordance == rare.gain, "who gains so much differs on that share of the rows"

@@ -195,6 +195,15 @@ def test_the_shape_is_that_of_the_curated_rows(project: Path) -> None:
     assert 0 < shape.majority < 0.5
 
 
+def test_a_pilot_is_found_in_a_lock_and_in_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "gate.lock").write_text("# a comment\nplan:\n  pilot: {rows: 40, icc: null}\n")
+    (tmp_path / "plan.json").write_text('{"pilot": {"rows": 41, "noise": 1e-05}}')
+    (tmp_path / "other.json").write_text('{"fits": true}')
+    assert selftest.pilot_in(tmp_path / "gate.lock") == {"rows": 40, "icc": None}
+    assert selftest.pilot_in(tmp_path / "plan.json") == {"rows": 41, "noise": 1e-5}
+    assert selftest.pilot_in(tmp_path / "other.json") == {}
+
+
 @pytest.fixture(scope="session")
 def smoke_options() -> tuple[str, ...]:
     return ("--pipelines", "40")

@@ -69,8 +69,9 @@ def assume(recipe: Recipe, pilot: Mapping[str, Any] | None = None) -> Assumed:
         incumbent=(1 - gain) / 2,
         general_documents=len(general_documents()),
     )
-    known = {name: float(pilot[key]) for name, key in _MEASURED.items() if key in pilot} if pilot else {}
-    if pilot and "merged_discordance" in known:
+    pilot = {key: value for key, value in (pilot or {}).items() if value is not None}
+    known = {name: float(pilot[key]) for name, key in _MEASURED.items() if key in pilot}
+    if "merged_discordance" in known:
         # Where no row differed, half a row.
         known["merged_discordance"] = max(known["merged_discordance"], 0.5 / pilot["rows"])
     found = replace(usual, **known, measured=tuple(known))  # type: ignore[arg-type]

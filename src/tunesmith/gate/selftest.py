@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from ruamel.yaml import YAML
 from scipy import stats
 
-from tunesmith.files import read_json
 from tunesmith.gate.bench import CHECKPOINTS, Bench
 from tunesmith.gate.made_up import Shape, shape_of
 from tunesmith.gate.power import Assumed, TermPlan, assume, plan_terms, power_of_all
@@ -220,8 +220,9 @@ def selftest_of(loaded: LoadedRecipe, runs: Path, **options: Any) -> Selftest:
     """
     pilots = [
         (path.stat().st_mtime, path, pilot)
-        for path in runs.glob(f"{loaded.recipe.name}-*/plan.json")
-        if (pilot := read_json(path).get("pilot"))
+        for name in ("gate.lock", "plan.json")
+        for path in runs.glob(f"{loaded.recipe.name}-*/{name}")
+        if (pilot := pilot_in(path))
     ]
     newest = max(pilots, default=None, key=lambda each: each[0])
     if newest is None:
@@ -230,6 +231,13 @@ def selftest_of(loaded: LoadedRecipe, runs: Path, **options: Any) -> Selftest:
         say(f"  pilot: {newest[1]}")
     assumed = assume(loaded.recipe, newest[2] if newest else None)
     return selftest(loaded.recipe, shape_of(Dataset(loaded.data_directory)), assumed, **options)
+
+
+def pilot_in(path: Path) -> dict[str, Any]:
+    """What a pilot measured, as a run's gate.lock or plan.json holds it; empty where there is none."""
+    # JSON is YAML.
+    held = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+    return held.get("pilot") or held.get("plan", {}).get("pilot") or {}
 
 
 def show(tested: Selftest, console: Console) -> None:
