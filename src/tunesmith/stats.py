@@ -62,7 +62,7 @@ def unseen(n: int, alpha: float) -> float:
 # ---------------------------------------------------------------------- two arms, right or wrong
 
 
-def tango_parts(better: Number, worse: Number, n: int, delta: Number, root: Callable[[Any], Any]) -> tuple[Any, Any]:
+def tango_parts(better: Number, worse: Number, n: float, delta: float, root: Callable[[Any], Any]) -> tuple[Any, Any]:
     """Distance and standard deviation of Tango's score statistic for a hypothesised difference delta.
 
     distance = b - c - n delta and sd = sqrt(n (2 q + delta (1 - delta))), where q is the chance of a worse pair that

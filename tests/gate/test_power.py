@@ -52,6 +52,7 @@ def shown(
         (0.1, 0.0, 0.05, 0.2, [1] * 250, 0.0),
         (0.08, 0.0, 0.0, 0.3, [4] * 60, 0.3),
         (0.0, -0.02, -math.inf, 0.004, [1] * 250, 0.0),
+        (0.0, -0.02, -math.inf, 0.004, [2] * 120, 0.2),
         (0.0, -0.06, -math.inf, 0.1, [*[2] * 60, *[1] * 80], 0.1),
     ],
 )
@@ -59,8 +60,9 @@ def test_the_exact_chance_is_that_of_the_gates_bound(
     gain: float, above: float, at_least: float, q: float, sizes: list[int], icc: float
 ) -> None:
     n = sum(sizes)
-    worth = n / (1 + (sum(size**2 for size in sizes) / n - 1) * icc)
-    planned = chance_to_show(gain, above, at_least, q, worth, n * n / sum(size**2 for size in sizes) - 1, ALPHA)
+    grouped = sum(size**2 for size in sizes) / n
+    each = 1 + (grouped - 1) * icc
+    planned = chance_to_show(gain, above, at_least, q, n / each, n / grouped - 1, ALPHA, each=each)
     assert shown(gain, above, at_least, q, sizes, icc) == pytest.approx(planned, abs=0.03)
 
 
@@ -109,7 +111,7 @@ def test_the_rows_named_give_the_power_they_are_named_for(recipe: Recipe, assume
     few = plan_terms(careful, [2] * 50, assumed, ALPHA)
     for plan in few:
         assert plan.n_needed is not None
-        groups = [2] * (plan.n_needed // 2) if plan.n != assumed.general_documents else [2] * 50
+        groups = [2] * ((plan.n_needed + 1) // 2) if plan.n != assumed.general_documents else [2] * 50
         more = replace(assumed, general_documents=plan.n_needed if "general" in plan.name else 40)
         again = term(plan_terms(careful, groups, more, ALPHA), plan.name)
         assert again.power == pytest.approx(TERM_POWER, abs=0.03) or again.power > TERM_POWER, plan.name

@@ -113,8 +113,10 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
     alike = assumed.merged_discordance
 
     def chance(rows: int, difference: float, above: float, at_least: float, square: float) -> float:
-        of = chance_to_show if assumed.right_or_wrong else chance_by_t
-        return of(difference, above, at_least, square, rows / effect, rows / grouped - 1, alpha)
+        worth, freedom = rows / effect, rows / grouped - 1
+        if assumed.right_or_wrong:
+            return chance_to_show(difference, above, at_least, square, worth, freedom, alpha, each=effect)
+        return chance_by_t(difference, above, at_least, square, worth, freedom, alpha)
 
     def gains(rows: int, gain: float) -> float:
         square = max(assumed.discordance, gain if assumed.right_or_wrong else gain**2)
@@ -238,12 +240,21 @@ def all_pass(powers: Sequence[float], ties: Any, *, draws: int = DRAWS, seed: in
 
 
 def chance_to_show(
-    difference: float, above: float, at_least: float, discordance: float, n: float, freedom: float, alpha: float
+    difference: float,
+    above: float,
+    at_least: float,
+    discordance: float,
+    n: float,
+    freedom: float,
+    alpha: float,
+    *,
+    each: float = 1.0,
 ) -> float:
     """The chance that n independent pairs show a right-or-wrong difference to be above a threshold.
 
     Tango's bound and the t bound must both lie above it, as `stats.paired_interval` has it, and the estimate must be
-    `at_least` so much. Exact: the sum over all counts of better and worse of their trinomial chances.
+    `at_least` so much. Rows in groups are as many independent pairs as they are worth, `each` of which stands for so
+    many: Tango's bound counts the rows. Exact: the sum over all counts of better and worse of their trinomial chances.
     """
     rows = max(2, round(n))
     chances = ((discordance + difference) / 2, (discordance - difference) / 2)
@@ -257,7 +268,7 @@ def chance_to_show(
     )
     log += special.xlogy(b, chances[0]) + special.xlogy(c, chances[1]) + special.xlogy(rows - b - c, rest)
     estimate = (b - c) / rows
-    distance, deviation = tango_parts(b, c, rows, above, np.sqrt)
+    distance, deviation = tango_parts(b * each, c * each, rows * each, above, np.sqrt)
     error = np.sqrt(((b + c) / rows - estimate**2).clip(0) / (rows - 1))
     shown = (distance > -float(special.ndtri(alpha)) * deviation) & (
         estimate - float(special.stdtrit(freedom, 1 - alpha)) * error > above
