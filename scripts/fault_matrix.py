@@ -65,6 +65,8 @@ def in_child(directory: Path, work: Callable[[], Told]) -> Told:
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             os.chdir(directory)
+            # What is answered by code that was planted is no one else's.
+            os.environ["TUNESMITH_CACHE"] = str(directory.with_suffix(".cache"))
             socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
             signal.alarm(PATIENCE)
             write_json(answer, work())

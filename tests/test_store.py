@@ -60,6 +60,15 @@ def test_an_entry_laid_under_another_key_is_not_there(tmp_path: Path) -> None:
     assert store.get(other) is None
 
 
+def test_a_store_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no directory")
+    store = Store(tmp_path / "file" / "store")
+    store.put(KEY, b"a value")
+    store.put(KEY, b"a value")
+    assert store.get(KEY) is None
+    assert capsys.readouterr().err.count("warning") == 1
+
+
 def test_many_may_put_one_key_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     values = [bytes([i]) * 5000 for i in range(32)]

@@ -10,12 +10,15 @@ import os
 import tempfile
 from pathlib import Path
 
+from tunesmith.progress import say
+
 
 class Store:
     """Entries in a directory, each under the hex digest that is its key."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.writable = True
 
     def get(self, key: str) -> bytes | None:
         """The value of a key; None where there is none, or one whose bytes are not those that were put."""
@@ -27,13 +30,24 @@ class Store:
         return value if hashlib.sha256(key.encode() + value).digest() == digest else None
 
     def put(self, key: str, value: bytes) -> None:
-        """Keep a value. Of two processes that put one key at once, either's entry stands, whole."""
-        path = self._path(key)
+        """Keep a value. Of two processes that put one key at once, either's entry stands, whole.
+
+        Where nothing can be written, it is said once and nothing is kept: no run ends for that.
+        """
+        if not self.writable:
+            return
+        try:
+            self._write(self._path(key), hashlib.sha256(key.encode() + value).digest() + value)
+        except OSError as error:
+            self.writable = False
+            say(f"  warning: {self.directory}: cannot be written ({error.strerror}); what is computed is not kept")
+
+    def _write(self, path: Path, raw: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not flushed to the disk: after a loss of power the digest tells a torn entry.
         descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".")
         with open(descriptor, "wb") as stream:
-            stream.write(hashlib.sha256(key.encode() + value).digest() + value)
+            stream.write(raw)
         os.replace(part, path)
 
     def _path(self, key: str) -> Path:
