@@ -62,7 +62,7 @@ NOUNS = {
     "yaml_source",
 }
 STAGES = {"check", "curate", "curve", "diagnose", "evaluate", "export", "gate", "train"}
-TOP = {"__main__", "cli", "diagnosing", "ending", "inputs", "judging", "line", "sizes"}
+TOP = {"__main__", "asked", "beside", "cli", "diagnosing", "ending", "inputs", "judging", "line", "sizes"}
 FLOORS = dict.fromkeys(NOUNS, 1) | dict.fromkeys(STAGES, 2) | dict.fromkeys(TOP, 3)
 
 LONGEST_FILE = 420
