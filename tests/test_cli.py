@@ -12,6 +12,7 @@ from tunesmith.errors import ExitCode
 COMMANDS = [
     "baseline",
     "check",
+    "compare",
     "curate",
     "diagnose",
     "doctor",

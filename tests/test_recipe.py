@@ -289,9 +289,12 @@ def test_an_exponent_without_a_dot_reads_as_a_float(write):
 
 def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(write):
     shown = load_recipe("toy", root=write("toy", RECIPE)).shown()
-    curated = [line for line in shown if line[0].startswith(("curate.", "guards."))]
+    curated = [line for line in shown if line[0].startswith(("arms.", "cost.", "curate.", "guards."))]
     assert ("curate.split.seed", 0, "default") in curated
     assert ("guards.probes.pooled_margin", 0.05, "default") in curated
+    assert ("arms.max_new_tokens", 24, "recipes/toy.yaml:16") in curated
+    assert ("arms.retriever", "hybrid", "default") in curated
+    assert ("cost.serves", "gpu-24gb", "default") in curated
     assert [line for line in shown if line not in curated] == [
         ("name", "toy", "recipes/toy.yaml:1"),
         ("description", "", "default"),
@@ -325,10 +328,6 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("dev.rows", 0, "default"),
         ("dev.keep", "last", "default"),
         ("dev.patience", None, "default"),
-        ("arms.max_new_tokens", 24, "recipes/toy.yaml:16"),
-        ("arms.few_shot", [3], "default"),
-        ("arms.retrieval", [3], "default"),
-        ("arms.constrained", True, "default"),
         ("gate.min_gain", 0.05, "recipes/toy.yaml:18"),
         ("gate.alpha", 0.05, "default"),
         ("gate.merged_margin", 0.02, "default"),
@@ -339,16 +338,6 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
         ("gate.accept_power", None, "default"),
         ("gate.max_looks", 5, "default"),
         ("gate.slices", [], "default"),
-        ("cost.prices", None, "default"),
-        ("cost.serves", "gpu-24gb", "default"),
-        ("cost.tuned", "gpu-24gb", "default"),
-        ("cost.cache_hits", 0.0, "default"),
-        ("cost.retrieval", 0.0, "default"),
-        ("cost.fallback", 0.0, "default"),
-        ("cost.miss", 0.0, "default"),
-        ("cost.one_off", 0.0, "default"),
-        ("cost.hosting", 0.0, "default"),
-        ("cost.retrains", 0.0, "default"),
         ("export.version", "0.1.0", "default"),
     ]
 

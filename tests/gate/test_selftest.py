@@ -216,17 +216,17 @@ def test_the_command_says_what_came_of_it_and_its_last_line_is_a_sentence(
     plan.parent.mkdir(parents=True)
     plan.write_text('{"pilot": {"rows": 40, "discordance": 0.25, "icc": 0.0, "noise": 0.0}}')
     done = tunesmith("gate", "selftest", "smoke", *smoke_options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("HOLDS: smoke's gate ships ")
-    assert "500 gate rows in 250 groups (assumed: no rows are curated)" in done.stdout
-    assert "measured by the pilot: arms differ by 0.250" in done.stdout
-    assert "smoke-0123456789ab/plan.json" in done.stderr
+    assert done.code == 0, done.out + done.err
+    assert done.out.splitlines()[-1].startswith("HOLDS: smoke's gate ships ")
+    assert "500 gate rows in 250 groups (assumed: no rows are curated)" in done.out
+    assert "measured by the pilot: arms differ by 0.250" in done.out
+    assert "smoke-0123456789ab/plan.json" in done.err
 
 
 def test_a_gate_that_never_gives_a_verdict_exits_10(tunesmith: Tunesmith, smoke_options: tuple[str, ...]) -> None:
     done = tunesmith("gate", "selftest", "smoke", "--set", "gate.min_rows=501", *smoke_options)
-    assert done.returncode == 10
-    assert done.stdout.splitlines()[-1].startswith("FAILS (planned gain): smoke's gate ships 0.0% of 40 ")
+    assert done.code == 10
+    assert done.out.splitlines()[-1].startswith("FAILS (planned gain): smoke's gate ships 0.0% of 40 ")
 
 
 def test_the_selftest_never_imports_torch(project: Path) -> None:
@@ -240,5 +240,5 @@ def test_the_selftest_never_imports_torch(project: Path) -> None:
 def test_gate_still_takes_a_recipe_by_itself(tunesmith: Tunesmith) -> None:
     for arguments in (("gate", "smoke"), ("gate", "--base", "tiny", "smoke"), ("gate", "judge", "smoke")):
         done = tunesmith(*arguments)
-        assert done.returncode == 2
-        assert "data/smoke: holds no manifest.json; `tunesmith curate` makes it" in done.stderr
+        assert done.code == 2
+        assert "data/smoke: holds no manifest.json; `tunesmith curate` makes it" in done.err

@@ -44,7 +44,7 @@ def test_a_slice_that_is_harmed_blocks_what_is_better_on_average(make_evidence: 
     assert verdict["verdict"] == "BLOCK"
     assert not term(verdict, "no_slice_harmed")["pass"]
     assert "meta.language = en: -0.333, n 60" in term(verdict, "no_slice_harmed")["says"]
-    assert verdict["not_assessed"] == ["slice meta.language = fr: 10 rows"]
+    assert {"guard": "slice meta.language = fr", "why": "10 rows"} in verdict["not_assessed"]
     found = {one["value"]: one for one in verdict["slices"]}
     assert [found[language]["assessed"] for language in LANGUAGES] == [True, True, False]
     assert found["de"]["p_holm"] == 1.0

@@ -99,6 +99,7 @@ def test_evidence_names_what_is_missing(tmp_path: Path) -> None:
         read_evidence(tmp_path)
     assert [problem.rpartition("/")[2] for problem in error.value.problems] == [
         "majority.jsonl: not there yet; `tunesmith baseline` makes it",
+        "zero_shot.jsonl: not there yet; `tunesmith baseline` makes it",
         "served_x.jsonl: not there yet; `tunesmith evaluate` makes it",
     ]
 

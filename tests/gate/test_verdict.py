@@ -350,7 +350,7 @@ def test_only_what_passes_every_term_ships(drawn: dict[str, Any], make_evidence:
         assert sum(adapter) - sum(retrieval) >= 0.1 * n
         assert sum(merged) - sum(adapter) > -0.1 * n
         assert sum(drawn["rise"]) / 4 < 3.0
-        assert len(verdict["terms"]) == 16
+        assert len(verdict["terms"]) == 17
 
 
 def test_an_arm_against_itself_never_ships(make_evidence: MakeEvidence, recipe: Recipe) -> None:

@@ -122,6 +122,7 @@ ABOUT: Mapping[str, Any] = {
     "computed_on": {"device": "made up", "dtype": "float32"},
     "shots": "none",
     "k": 0,
+    "scorer": {"kind": "made up", "digest": "made up", "self_test": []},
 }
 INCUMBENT = "retrieval"
 
