@@ -291,7 +291,7 @@ def test_shown_names_the_line_of_each_stated_value_and_default_for_the_rest(writ
     shown = load_recipe("toy", root=write("toy", RECIPE)).shown()
     curated = [line for line in shown if line[0].startswith(("arms.", "cost.", "curate.", "guards."))]
     assert ("curate.split.seed", 0, "default") in curated
-    assert ("guards.probes.pooled_margin", 0.05, "default") in curated
+    assert ("guards.probes.pooled_margin", 0.04, "default") in curated
     assert ("arms.max_new_tokens", 24, "recipes/toy.yaml:16") in curated
     assert ("arms.retriever", "hybrid", "default") in curated
     assert ("cost.serves", "gpu-24gb", "default") in curated

@@ -234,9 +234,9 @@ class ProbesSection(Section):
     """Which sets are asked. Empty asks none, and the verdict says so."""
     rows: Annotated[int, Field(ge=8)] = 80
     """Questions drawn from each set, the same for every recipe."""
-    pooled_margin: Fraction = 0.05
+    pooled_margin: Fraction = 0.04
     """How much the mean over all questions may fall. `docs/GUARDS.md` says which margin how many rows can certify."""
-    each_margin: Fraction = 0.15
+    each_margin: Fraction = 0.10
     """How much the mean of one set may fall."""
 
 

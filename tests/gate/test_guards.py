@@ -92,7 +92,7 @@ WORSE: dict[str, tuple[Callable[[], dict[str, Any]], set[str]]] = {
         {"probe_pooled", "probe_piqa", "probe_mmlu"},
     ),
     "general ability falls a little everywhere: the pool sees it, no probe does": (
-        lambda: guards_of(model(shares(0.09))),
+        lambda: guards_of(model(shares(0.07))),
         {"probe_pooled"},
     ),
     "harmful prompts are answered now": (lambda: guards_of(model(shares(), harmful=5)), {"harmful"}),
@@ -173,9 +173,9 @@ def test_an_insensitive_probe_is_left_out_and_told(evidence: Evidence, recipe: R
 
 def test_a_margin_wider_than_what_a_base_knows_is_no_guard(evidence: Evidence, recipe: Recipe) -> None:
     """Even a base that has forgotten all would pass it."""
-    ignorant = with_guards(evidence, sensitivity=KEEN | {"mmlu": entry("mmlu", base=0.35)})
+    ignorant = with_guards(evidence, sensitivity=KEEN | {"mmlu": entry("mmlu", base=0.33)})
     assert "probe_mmlu_adapter" not in outcomes(guard_terms(ignorant.guards, recipe, 0.05))
-    assert why(ignorant, recipe)["probe_mmlu"] == "insensitive: the base is 0.100 above chance, the margin is 0.150"
+    assert why(ignorant, recipe)["probe_mmlu"] == "insensitive: the base is 0.080 above chance, the margin is 0.100"
 
 
 def test_a_base_that_knows_nothing_leaves_no_term_and_is_told(evidence: Evidence, recipe: Recipe) -> None:
@@ -235,7 +235,7 @@ def test_a_habit_that_is_not_judged_is_told(evidence: Evidence, repository: Path
 
 def test_a_lost_form_fails_though_the_score_gains(evidence: Evidence, recipe: Recipe) -> None:
     adapter = evidence.arms["adapter"]
-    rows = [row | {"scores": row["scores"] | {"schema_valid": float(n % 4 > 0)}} for n, row in enumerate(adapter.rows)]
+    rows = [row | {"scores": row["scores"] | {"schema_valid": float(n % 2)}} for n, row in enumerate(adapter.rows)]
     broken = replace(evidence, arms=evidence.arms | {"adapter": replace(adapter, rows=rows)})
     found = {term["name"]: term for term in judge(broken, recipe, {})["terms"]}
     assert not found["format_adapter"]["pass"]

@@ -110,11 +110,18 @@ class Guards:
         planted = {str(row.meta["canary"]) for row in rows if row.meta and row.meta.get("canary")}
         canaries = sorted(planted | set(section.habits.canaries))
         prompts["canaries"] = [text[: (len(text) + 1) // 2] for text in canaries]
-        return Asked(questions, prompts, canaries, self._task(zero_shot), left_out, not_assessed)
+        task = self._task(zero_shot.with_suffix(".jsonl"))
+        if section.kl_rows and not task:
+            not_assessed.append(
+                {"guard": "task drift", "why": f"the base's own answers, {zero_shot.name}, are not there"}
+            )
+        return Asked(questions, prompts, canaries, task, left_out, not_assessed)
 
     def _task(self, zero_shot: Path) -> list[Given]:
         """Some gate prompts with the answers that the base gave to them."""
-        answered = {line["id"]: line["prediction_ids"] for line in read_jsonl(zero_shot.with_suffix(".jsonl"))}
+        if not zero_shot.is_file():
+            return []
+        answered = {line["id"]: line["prediction_ids"] for line in read_jsonl(zero_shot)}
         rows = sorted(self.arena.dataset.rows("gate"), key=lambda row: sha256_json([SEED, row.id]))
         rows = [row for row in rows if answered.get(row.id)][: self.section.kl_rows]
         return [(self.arena.renderer.prompt_ids(row.messages, row.tools), answered[row.id]) for row in rows]
