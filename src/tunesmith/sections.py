@@ -232,7 +232,7 @@ class ProbesSection(Section):
 
     names: list[ProbeName] = ["piqa", "openbookqa", "commonsenseqa", "mmlu", "boolq"]
     """Which sets are asked. Empty asks none, and the verdict says so."""
-    rows: Annotated[int, Field(ge=8)] = 80
+    rows: Annotated[int, Field(ge=8)] = 60
     """Questions drawn from each set, the same for every recipe."""
     pooled_margin: Fraction = 0.04
     """How much the mean over all questions may fall. `docs/GUARDS.md` says which margin how many rows can certify."""
