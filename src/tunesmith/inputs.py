@@ -212,3 +212,9 @@ class Inputs:
             },
             "set": [text for text in self.loaded.overrides() if not text.startswith("export.")],
         }
+
+    def _adapter_ways(self) -> list[Way]:
+        selection = self.run.path("selection.json")
+        if not selection.is_file():
+            raise UserError(f"{selection}: not there yet; `tunesmith baseline` makes it")
+        return adapter_ways(self.recipe, read_json(selection))

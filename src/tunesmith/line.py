@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import adapters, findings, launch, trackers
 from tunesmith.beginning import Beginning
 from tunesmith.errors import Diverged, UserError
-from tunesmith.evaluate.ways import STARTED_FROM, Way, adapter_ways, selected_ways, untrained_ways
+from tunesmith.evaluate.ways import STARTED_FROM, Way, selected_ways, untrained_ways
 from tunesmith.files import read_json, write_json
 from tunesmith.gate.evidence import again_file
 from tunesmith.judging import Judging
@@ -202,12 +202,6 @@ class Line(Judging):
             and told[file].get("retriever") == self.arena.found_by(way)
             for file, way in ways.items()
         )
-
-    def _adapter_ways(self) -> list[Way]:
-        selection = self.run.path("selection.json")
-        if not selection.is_file():
-            raise UserError(f"{selection}: not there yet; `tunesmith baseline` makes it")
-        return adapter_ways(self.recipe, read_json(selection))
 
     def _release_base_model(self) -> None:
         """Give the base's memory back before training and evaluation load theirs."""
