@@ -194,12 +194,14 @@ class Inputs:
             self.run.path("selection.json"),
             self.run.path("guards.json"),
             self.run.path("gate.lock"),
-            self.run.path("adapter/manifest.json"),
         ]
+        adapter = self.run.path("adapter")
+        manifest = adapters.manifest(adapter) if (adapter / adapters.MANIFEST).is_file() else {}
         return self._common() | {
             # Of a ledger that does not hold a verdict says so, and of one that holds again another.
             "ledger": self.ledger.problems(),
             "scorer": self._scorer_digest(),
+            "bound": {key: manifest.get(key) for key in ("lock_digest", "drift", "after")},
             "gate": self.recipe.gate.model_dump(),
             "guards": self.recipe.guards.model_dump(),
             "cost": self.recipe.cost.model_dump(),

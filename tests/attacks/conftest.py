@@ -36,6 +36,7 @@ OPTIONS = (
     "--set", "curate.steps=[control_tokens, privacy, empty, completion, contradictions]",
     "--set", "curate.privacy.secret=redact",
     "--set", "curate.split.shares={train: 0.45, dev: 0.05, gate: 0.1, confirm: 0.4}",
+    "--set", "gate.accept_power=0.05",
     "--set", "trainer.num_train_epochs=6",
 )  # fmt: skip
 """The whole line with less to answer and less to learn."""

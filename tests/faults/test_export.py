@@ -15,6 +15,7 @@ OPTIONS = [
     part
     for text in (
         "curate.split.shares={train: 0.45, dev: 0.05, gate: 0.1, confirm: 0.4}",
+        "gate.accept_power=0.05",
         "trainer.num_train_epochs=6",
         "arms.few_shot=[]",
         "arms.retrieval=[]",
