@@ -62,7 +62,9 @@ def _other(dev: Path, selection: Mapping[str, Any], chosen: Mapping[str, Any], l
     if (dev / "started_from.jsonl").is_file():
         return read_arm(dev / "started_from.jsonl")
     prompt = (chosen["shots"], chosen["k"])
-    others = [way for way in selection["ways"] if (way["shots"], way["k"]) != prompt] or list(selection["ways"])
+    # An oracle answers gate rows alone, and is nobody's rival.
+    rivals = [way for way in selection["ways"] if label[way["arm"]] in selection["dev_means"]]
+    others = [way for way in rivals if (way["shots"], way["k"]) != prompt] or rivals
     best = max(others, key=lambda way: selection["dev_means"][label[way["arm"]]])
     return read_arm(dev / f"{label[best['arm']]}.jsonl")
 
