@@ -194,6 +194,7 @@ class Inputs:
             self.run.path("selection.json"),
             self.run.path("guards.json"),
             self.run.path("gate.lock"),
+            self.run.path("diagnosis.json"),
         ]
         adapter = self.run.path("adapter")
         manifest = adapters.manifest(adapter) if (adapter / adapters.MANIFEST).is_file() else {}

@@ -84,6 +84,36 @@ def term_drawn(term: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def costs_drawn(verdict: Mapping[str, Any], tuned: str = "merged") -> dict[str, Any] | None:
+    """A month's cost by its calls, of the incumbent and of what ships, up to twice the calls at which they cross.
+
+    None where they do not cross, or where nothing but the calls costs anything.
+    """
+    ours, theirs = (verdict["cost"].get(arm, {}) for arm in (tuned, verdict["incumbent"]))
+    crossing = ours.get("break_even_calls_a_month")
+    if not isinstance(crossing, int) or crossing <= 0 or "usd_per_1000_calls" not in theirs:
+        return None
+    after, before = (cost["usd_per_1000_calls"] / 1000 for cost in (ours, theirs))
+    fixed = crossing * (before - after)
+    calls = axis([0.0, 2.0 * crossing], within=(0.0, math.inf))
+    money = axis([0.0, 2.0 * crossing * before, fixed + 2.0 * crossing * after], within=(0.0, math.inf))
+    lines = {verdict["incumbent"]: (0.0, before), tuned: (fixed, after)}
+    return {
+        "lines": [
+            {
+                "name": name,
+                "kind": "ours" if name == tuned else "theirs",
+                "from": 100 - money.at(start),
+                "to": 100 - money.at(start + calls.high * each),
+            }
+            for name, (start, each) in lines.items()
+        ],
+        "crossing": {"at": calls.at(crossing), "calls": f"{crossing:,}"},
+        "calls": [{"at": calls.at(tick), "says": f"{tick:,.0f}"} for tick in calls.ticks()],
+        "money": [{"at": 100 - money.at(tick), "says": f"${tick:,.4g}"} for tick in money.ticks()],
+    }
+
+
 class Piece(NamedTuple):
     """A part of an answer: `same` as the reference, `extra` in the answer, or `missing` from it."""
 

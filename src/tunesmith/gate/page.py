@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.files import write_atomic
-from tunesmith.gate.drawn import arms_drawn, classes_drawn, difference, term_drawn
+from tunesmith.gate.drawn import arms_drawn, classes_drawn, costs_drawn, difference, term_drawn
 from tunesmith.gate.evidence import Evidence
 from tunesmith.gate.words import headline, in_numbers, in_order, next_steps, outcome, share
 from tunesmith.templates import fill
@@ -44,6 +44,8 @@ def write_page(
         "compared": compared,
         "classes": classes_drawn(verdict, compared) if names else [],
         "together": _together(verdict),
+        "costs": costs_drawn(verdict) if names else None,
+        "priced": [name for name in names if "usd_per_1000_calls" in verdict["cost"].get(name, {})],
         "untested": untested(verdict),
         "command": shlex.join(_command(verdict, recipe_file)),
     }

@@ -72,6 +72,9 @@ def gate(loaded: LoadedRecipe, run: Run, ledger: Ledger, out: Path, *, scorer: s
     for name, arm in evidence.arms.items():
         if name in verdict["arms"]:
             verdict["arms"][name] |= {"shots": arm.about["shots"], "k": arm.about["k"]}
+    if (diagnosed := run.path("diagnosis.json")).is_file():
+        found = read_json(diagnosed)
+        verdict["diagnosis"] = {key: found[key] for key in ("causes", "prescription", "level", "rows")}
     verdict["cost"] = priced(verdict["cost"], evidence, loaded)
     write_json(out / "verdict.json", verdict)
     sources = {row.id: row.source for row in Dataset(loaded.data_directory).rows("gate")}
