@@ -84,8 +84,17 @@ def select(arena: Arena, dev: Path, out: Path) -> None:
 
 
 def constrained_way(arena: Arena, dev: Path) -> Way:
-    """Constrained decoding on top of the better kind of shots on dev."""
-    shots = best(untrained_ways(arena.recipe), dev, arena.recipe.score)
+    """Constrained decoding on top of what stood best beside the question on dev.
+
+    Where no free answer has anything right, it is the form that stands in the way, and free answers cannot say what
+    helps: then on top of documents, if there are any.
+    """
+    tried = untrained_ways(arena.recipe)
+    shots = best(tried, dev, arena.recipe.score)
+    documents = [way for way in tried if way.shots == "documents"]
+    means = read_json(dev / f"{shots.label}.json")["means"]
+    if documents and not means[arena.recipe.score.primary] and not means[arena.recipe.score.tie_break]:
+        shots = documents[0]
     return Way("constrained", shots.shots, shots.k)
 
 
