@@ -1,10 +1,13 @@
-"""What an answer that is not right is called: one vocabulary for every kind of scorer.
+"""What an answer that is not right is called: one vocabulary for every kind of scorer, and for logs.
 
 The first class that fits names a row's failure, and all that fit are kept. After the ordered error tree of the Berkeley
 Function Calling Leaderboard, carried over to other kinds of answers.
 """
 
+from collections.abc import Iterable
+
 FAILURES = {
+    "timeout": "shape",
     "empty": "shape",
     "truncated": "shape",
     "loop": "shape",
@@ -16,6 +19,7 @@ FAILURES = {
     "label_surface": "shape",
     "out_of_set": "shape",
     "constraint": "shape",
+    "refused": "behaviour",
     "abstained": "behaviour",
     "not_abstained": "behaviour",
     "call_not_wanted": "behaviour",
@@ -28,8 +32,11 @@ FAILURES = {
     "wrong_argument_type": "behaviour",
     "wrong_argument": "behaviour",
     "rule": "shape",
-    "hallucinated": "facts",
     "stale": "facts",
+    "stale_index": "facts",
+    "not_retrieved": "facts",
+    "hallucinated": "facts",
+    "retrieved_not_used": "reading",
     "wrong_in_source": "reading",
     "missing_unavailable": "facts",
     "missing_available": "reading",
@@ -45,6 +52,7 @@ FAILURES = {
     "lint": "shape",
     "wording": "wording",
     "length": "wording",
+    "verbose": "shape",
     "order_only": "shape",
     "normalisation_only": "shape",
 }
@@ -52,6 +60,12 @@ FAILURES = {
 `shape`, `behaviour`, `reading` (the text has it), `facts` (the text has it not), `code`, `wording`."""
 
 
-def ordered(labels: set[str]) -> list[str]:
+STOPPED = frozenset({"timeout", "empty", "truncated", "loop"})
+"""Classes of answers that broke off, or never came."""
+FORM = frozenset(name for name, side in FAILURES.items() if side == "shape")
+"""Classes of how an answer came, parses, fits its schema and is said."""
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
     """Failure classes in the order of FAILURES."""
-    return sorted(labels, key=list(FAILURES).index)
+    return sorted(set(labels), key=list(FAILURES).index)

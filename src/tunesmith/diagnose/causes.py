@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tunesmith.failures import FORM, STOPPED
+
 
 class Cause(StrEnum):
     """Why a row fails."""
@@ -45,19 +47,8 @@ class Case:
     """Which interventions it was right under."""
 
 
-FORM = frozenset(
-    {"empty", "timeout", "truncated", "loop", "no_end", "unparseable", "wrapped", "off_schema", "missing_required"}
-    | {"unexpected_key", "type", "wrong_type", "enum", "label_surface", "label_out_of_set", "constraint", "verbose"}
-    | {"normalisation_only", "language_switch", "key_order", "forbidden_phrase", "length_ratio"}
-)
-"""Labels of how an answer came, parses, fits its schema and is said."""
-
-READ_BADLY = frozenset(
-    {"retrieved_not_used", "wrong_in_source", "missing_available", "answered_when_should_abstain", "refused"}
-)
+READ_BADLY = frozenset({"retrieved_not_used", "wrong_in_source", "missing_available", "not_abstained", "refused"})
 """Labels of an answer to which the facts were given."""
-
-STOPPED = frozenset({"timeout", "empty", "truncated", "loop"})
 
 CELLS = ("y00", "y10", "y01", "y11")
 PLACEBOS = ("rerun", "p10", "p01")

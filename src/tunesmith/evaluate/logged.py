@@ -2,7 +2,7 @@
 
 No model is asked. An answer is read strictly, as a program would, and leniently, as a person would; what only the
 person could use is a fault of form. Each value that is wrong is looked for in all that stood before the model: what was
-there and was not used was read badly, what was not there could not be known. First label first, all labels kept.
+there and was not used was read badly, what was not there could not be known. Labels are the classes of `failures.py`.
 """
 
 import json
@@ -17,49 +17,12 @@ from typing import Any, Literal
 from jsonschema.exceptions import ValidationError
 
 from tunesmith.evaluate.score_form import leaves, parse_lenient, parse_strict
+from tunesmith.failures import STOPPED, ordered
 from tunesmith.logs import LogRow
 from tunesmith.schema import validator_of_text
 
-LABELS = (
-    # how it came
-    "timeout",
-    "empty",
-    "truncated",
-    "loop",
-    # whether it parses
-    "wrapped",
-    "unparseable",
-    # whether it is of the schema
-    "missing_required",
-    "unexpected_key",
-    "wrong_type",
-    "label_surface",
-    "label_out_of_set",
-    "constraint",
-    # what it does
-    "refused",
-    "answered_when_should_abstain",
-    # how it is said
-    "verbose",
-    "normalisation_only",
-    # what it says
-    "stale",
-    "not_indexed",
-    "stale_index",
-    "not_retrieved",
-    "missing_unavailable",
-    "retrieved_not_used",
-    "wrong_in_source",
-    "missing_available",
-    "hallucinated",
-    "wrong_label",
-    "extra_value",
-    "wrong_value",
-)
-"""All labels, in the order in which the first is told."""
-
 BY_GRAMMAR = frozenset(
-    {"wrapped", "unparseable", "missing_required", "unexpected_key", "wrong_type", "label_surface", "label_out_of_set"}
+    {"wrapped", "unparseable", "missing_required", "unexpected_key", "wrong_type", "label_surface", "out_of_set"}
     | {"constraint"}
 )
 """Faults of form that decoding by a schema cannot make."""
@@ -132,7 +95,7 @@ def judge(row: LogRow, kinds: dict[str, Kind]) -> Judged | None:
         said = all(stands_in(value, row.output) for value in wanted.values() if value is not None)
         real = [] if said and row.output.strip() else [Fault(path, value, None) for path, value in wanted.items()]
     if extra and not real and "unexpected_key" not in form:
-        form.append("extra_value")
+        form.append("extra_field")
     # A number for a text of it is a fault of type alone, which a schema forbids.
     surface = [fault for fault in surface if "wrong_type" not in form or str(fault.got) != str(fault.wanted)]
     labels = [*form, *(["normalisation_only"] if surface else [])]
@@ -141,14 +104,13 @@ def judge(row: LogRow, kinds: dict[str, Kind]) -> Judged | None:
         return Judged(right=True)
     if not labels:
         labels = ["wrong_value"]  # the log says that it is wrong, and nothing else does
-    ordered = tuple(sorted(set(labels), key=LABELS.index))
-    stopped = bool({"timeout", "empty", "truncated", "loop"} & set(form))
-    formal = set(form) - {"extra_value"}
+    stopped = bool(STOPPED & set(form))
+    formal = set(form) - {"extra_field"}
     return Judged(
         right=False,
-        labels=ordered,
+        labels=tuple(ordered(labels)),
         form_right=not formal and not surface,
-        content_right=not real and "extra_value" not in form and ordered != ("wrong_value",),
+        content_right=not real and "extra_field" not in form and set(labels) != {"wrong_value"},
         facts="given" if stopped and got is None else _facts(real, row, kinds),
         by_grammar=bool(formal) and formal <= BY_GRAMMAR and not surface,
         faults=tuple(real),
@@ -228,7 +190,7 @@ def _read(row: LogRow, is_json: bool) -> tuple[dict[str, Any] | None, list[str]]
         form.append("wrapped")
         strict = lenient
     if row.schema is not None:
-        form += sorted({_schema_label(error) for error in _errors(row.schema, strict)}, key=LABELS.index)
+        form += ordered(_schema_label(error) for error in _errors(row.schema, strict))
     return {path: json.loads(value) for path, value in leaves(strict)}, form
 
 
@@ -275,7 +237,7 @@ def _schema_label(error: ValidationError) -> str:
     if keyword in ("enum", "const"):
         allowed: Any = error.validator_value
         near = {fold(str(value)) for value in (allowed if keyword == "enum" else [allowed])}
-        return "label_surface" if fold(str(error.instance)) in near else "label_out_of_set"
+        return "label_surface" if fold(str(error.instance)) in near else "out_of_set"
     return names.get(keyword, "unexpected_key" if keyword == "unevaluatedProperties" else "constraint")
 
 
@@ -302,7 +264,7 @@ def _same(fault: Fault) -> bool:
 def _content(fault: Fault, row: LogRow, kinds: dict[str, Kind]) -> list[str]:
     """Labels of one value that is wrong."""
     if fault.wanted is None:
-        return ["answered_when_should_abstain"]
+        return ["not_abstained"]
     if kinds.get(place(fault.path)) == "label":
         return ["wrong_label"]
     labels = []
