@@ -239,5 +239,5 @@ def test_what_is_kept_of_an_effect() -> None:
     assert kept(adapter) == ["PASS", "PASS"]
     assert kept(base) == ["FAIL", "WARN"]
     assert kept((adapter + 0.2 * (base - adapter)).log_softmax(-1)) == ["PASS", "WARN"]
-    # An adapter without an effect leaves nothing to keep.
-    assert [finding.status for finding in effect_kept([base], [base], [base], "float32")] == ["FAIL", "WARN"]
+    # An adapter without an effect leaves nothing to keep; its run is INVALID at the gate.
+    assert [finding.status for finding in effect_kept([base], [base], [base], "float32")] == ["WARN", "WARN"]

@@ -148,8 +148,11 @@ def effect_kept(
     told = f"{kept:.2%} of the adapter's effect ({whole:.2e} nats a token) kept, first choices agree in {agree:.2%}"
     remedy = f"its deltas are as small as {dtype} rounds: raise trainer.learning_rate, or take a base in a wider dtype"
     wants = "rounding leaves the adapter's effect"
+    if whole == 0:
+        told, remedy = "the adapter changes nothing: there is nothing to keep", "train again"
     return [
-        seen("adapter not erased", (16,), kept >= KEPT, wants, told, remedy),
+        # An adapter without effect is not the merge's fault; the gate calls its run INVALID.
+        seen("adapter not erased", (16,), kept >= KEPT, wants, told, remedy, grave=whole > 0),
         seen("adapter kept whole", (16,), kept >= KEPT_WELL, wants, f"{kept:.2%} kept", remedy, grave=False),
     ]
 
