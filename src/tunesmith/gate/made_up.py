@@ -122,7 +122,6 @@ ABOUT: Mapping[str, Any] = {
     "computed_on": {"device": "made up", "dtype": "float32"},
     "shots": "none",
     "k": 0,
-    "scorer": {"kind": "made up", "digest": "made up", "self_test": []},
 }
 INCUMBENT = "retrieval"
 
@@ -133,13 +132,15 @@ class Rows:
     def __init__(self, recipe: Recipe, shape: Shape) -> None:
         self.recipe = recipe
         names = [f"group-{number}" for number, size in enumerate(shape.sizes) for _ in range(size)]
+        scorer: dict[str, Any] = {"kind": recipe.score.kind, "digest": "made up", "self_test": []}
+        self._about = {**ABOUT, "scorer": scorer}
         self._rows = [{**REST, "id": f"row-{number}", "group": name} for number, name in enumerate(names)]
 
     def arm(self, name: str, scores: Scores) -> Arm:
         """An arm as the arena leaves it; `scores` are of one pipeline."""
         metric = self.recipe.score.primary
         scored = [{**row, "scores": {metric: score}} for row, score in zip(self._rows, scores.tolist(), strict=True)]
-        return Arm(name, {**ABOUT, "arm": name}, scored)
+        return Arm(name, {**self._about, "arm": name}, scored)
 
     def evidence(
         self, adapter: Scores, merged: Scores, incumbent: Scores, trivial: Scores, rises: tuple[Scores, Scores]
