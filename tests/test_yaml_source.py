@@ -161,7 +161,7 @@ def test_a_set_section_forgets_the_places_of_what_it_replaces():
     source = YamlSource({"a": {"b": 1}}, {("a",): "r:1", ("a", "b"): "r:2"})
     source.set("a", "{c: 3}", "--set")
     assert source.values == {"a": {"c": 3}}
-    assert source.places == {("a",): "--set"}
+    assert source.places == {("a",): "--set", ("a", "c"): "--set"}
 
 
 REFUSED_SETS = {

