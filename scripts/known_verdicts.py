@@ -1,7 +1,7 @@
 """Give the gate candidates of which the right verdict is known, and say whether it found it.
 
-    python scripts/known_verdicts.py json-extract                       # all of them; two hours on two cores
-    python scripts/known_verdicts.py json-extract --only honest zero    # some
+    python scripts/known_verdicts.py json-extract                       # all of them; hours on two cores
+    python scripts/known_verdicts.py json-extract --only honest zero --set arms.few_shot=[3]
     python scripts/known_verdicts.py smoke --out build/known            # a minute on the tiny base
 
 Nothing is made up: every candidate goes through the stages of `tunesmith run` on the recipe's own base and rows. Its
@@ -12,7 +12,7 @@ run, with report.html, stays under --out, and it is judged as the first look of 
 - shuffled: train rows hold each other's completions. BLOCK.
 - leaked: half of the gate rows stand in train. INVALID. `check` refuses to train on such rows, so it is not asked.
 - zero: the honest adapter with every B set to zero: a copy of the base. INVALID. It is put where training puts its own.
-- overtrained: a high learning rate, kept to the end of many epochs. BLOCK, by a guard among others.
+- overtrained: a high learning rate, kept to the end. BLOCK, by a guard among others.
 
 Exit 1 if a verdict is not the right one.
 """
@@ -84,12 +84,8 @@ CASES = {
     "zero": Case(frozenset({"INVALID"}), needs=lambda v: "adapter_at_work" in unmet(v)),
     "overtrained": Case(
         frozenset({"BLOCK"}),
-        sets=(
-            "trainer.learning_rate=4e-3",
-            "trainer.lr_scheduler_type=constant_with_warmup",
-            "trainer.num_train_epochs=3",
-        ),
-        needs=lambda v: bool(guards(v)),
+        sets=("trainer.learning_rate=3e-3", "trainer.lr_scheduler_type=constant_with_warmup"),
+        needs=lambda verdict: bool(guards(verdict)),
     ),
 }
 

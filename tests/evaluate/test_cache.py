@@ -166,6 +166,17 @@ def test_without_a_store_everything_is_asked() -> None:
     assert len(engine.asked) == 2 * len(PROMPTS)
 
 
+def test_what_is_asked_for_its_noise_is_not_the_first_answer_and_is_kept_too(tmp_path: Path) -> None:
+    store, first, second, later = Store(tmp_path), Told(), Told(), Told()
+    ask(first, store)
+    for engine in (second, later):
+        Predictions(store, "p", turn=1).answer(engine, PROMPTS, SMALL, prefix=0, label="")
+    assert sorted(second.asked) == sorted(first.asked)
+    assert later.asked == []
+    Predictions(store, "p", turn=2).answer(later, PROMPTS, SMALL, prefix=0, label="")
+    assert sorted(later.asked) == sorted(first.asked)
+
+
 def test_a_damaged_entry_costs_its_batch_and_no_more(tmp_path: Path) -> None:
     store = Store(tmp_path)
     ask(Told(), store)

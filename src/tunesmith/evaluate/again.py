@@ -23,8 +23,8 @@ def answer_again(arena: Arena, model: PreTrainedModel, way: Way, split: Split, o
     """Answer a split as `way` does, in other batches; writes the arm's two files under `out`."""
     other = copy(arena)
     other.settings = replace(arena.settings, batch_rows=BATCH_ROWS[turn])
-    # What was kept would be the first answers once more.
-    other.predictions = Predictions(None, arena.prompt_digest)
+    # What was kept of the first time is not an answer to this one.
+    other.predictions = Predictions(arena.predictions.store, arena.prompt_digest, turn)
     engine = other.engine(model, {"base": arena.base.digest})
     free = None
     if way.free:

@@ -1,8 +1,9 @@
 """Predictions kept by content, so that no prompt is answered twice by the same model in the same way.
 
 A key is the digest of all that decides an answer: the weights as they lie in memory, the code and its libraries, device
-and dtype, the prompt function, the decoding settings and the constraint, and the prompt's token ids. It names no run,
-no arm, no file and no batch. Retraining in place gives other weights, hence other keys: an old answer cannot come back.
+and dtype, the prompt function, the decoding settings and the constraint, the prompt's token ids, and which time of
+asking it is, where a model is asked again for its noise. It names no run, no arm, no file and no batch. Retraining in
+place gives other weights, hence other keys: an old answer cannot come back.
 
 A batch is replayed whole or answered whole. Rounding can depend on a row's company in its batch, and the batches that
 `evaluate.replay` asks again must repeat to the letter; so those are replayed only in the company that they had.
@@ -38,18 +39,21 @@ def key_of(
     settings: Settings,
     constraint: str | None,
     prompt: Sequence[int],
+    turn: int = 0,
 ) -> str:
-    """The key of one answer."""
+    """The key of one answer; `turn` counts how often the same was asked again, to see whether it is answered alike."""
     decoding = {name: value for name, value in settings.as_dict().items() if name not in COMPANY_ONLY}
-    return sha256_json([dict(identity), prompt_digest, decoding, constraint, list(prompt)])
+    again = [turn] if turn else []
+    return sha256_json([dict(identity), prompt_digest, decoding, constraint, list(prompt), *again])
 
 
 class Predictions:
     """Answers of engines, kept in a store; without one, every answer is computed."""
 
-    def __init__(self, store: Store | None, prompt_digest: str) -> None:
+    def __init__(self, store: Store | None, prompt_digest: str, turn: int = 0) -> None:
         self.store = store
         self.prompt_digest = prompt_digest
+        self.turn = turn
 
     def answer(
         self,
@@ -69,7 +73,7 @@ class Predictions:
         if self.store is None or identity is None:
             return engine.answer(prompts, settings, **options)
         admits = constrained.digest if constrained else None
-        keys = [key_of(identity, self.prompt_digest, settings, admits, prompt) for prompt in prompts]
+        keys = [key_of(identity, self.prompt_digest, settings, admits, prompt, self.turn) for prompt in prompts]
         whole = [p + start for p, start in zip(prompts, begun or [[]] * len(prompts), strict=True)]
         cut = batches(whole, settings)
         strict = [tuple(batch) for batch in asked_again(cut)]
