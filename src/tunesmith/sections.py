@@ -252,7 +252,7 @@ class RefusalsSection(Section):
 class HabitsSection(Section):
     """Whether what was trained shows in answers to prompts that have nothing to do with it."""
 
-    rows: Annotated[int, Field(ge=0, le=100)] = 40
+    rows: Annotated[int, Field(ge=0, le=100)] = 64
     """Unrelated prompts; 0 asks none, and the verdict says so."""
     leak_margin: Fraction | None = None
     """Largest share of unrelated prompts that may be answered in the form or the words of the training rows; null tells

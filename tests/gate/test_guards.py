@@ -15,6 +15,7 @@ from tunesmith.gate.guards import certifiable, guard_terms, kept, length, not_as
 from tunesmith.gate.terms import Term
 from tunesmith.gate.verdict import judge
 from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.stats import spent
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,13 @@ def test_few_rows_leave_a_guard_open_and_say_how_many_would_settle_it(recipe: Re
     assert (some.outcome, some.n_needed) == ("open", 29)
     assert rare("habit_adapter", "answers", [False] * 29, 0.1, 0.05).outcome == "pass"
     assert rare("habit_adapter", "answers", [True] * 2 + [False] * 8, 0.1, 0.05).outcome == "open"
+
+
+def test_so_many_prompts_are_asked_that_none_leaking_passes_at_every_look(repository: Path) -> None:
+    """Else no candidate after the first could ship."""
+    recipe = load_recipe("json-extract", root=repository).recipe
+    habits, last = recipe.guards.habits, spent(recipe.gate.alpha, recipe.gate.max_looks)
+    assert rare("verbatim", "", [False] * habits.rows, habits.verbatim_margin, last).outcome == "pass"
 
 
 def test_a_rates_bounds_are_clopper_and_pearsons() -> None:
