@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.gate.made_up import Crowd
+from tunesmith.gate.guards import probe_terms
+from tunesmith.gate.made_up import Crowd, beside
 from tunesmith.gate.power import (
     TERM_POWER,
     Assumed,
@@ -109,6 +110,21 @@ def test_terms_that_go_together_pass_together() -> None:
     assert all_pass([0.8, 0.8], np.eye(2)) == pytest.approx(0.64, abs=0.004)
     assert all_pass([0.8, 0.8], np.ones((2, 2))) == pytest.approx(0.8, abs=0.004)
     assert all_pass([1.0, 0.7], np.eye(2)) == pytest.approx(0.7, abs=0.004)
+
+
+@pytest.mark.parametrize(("rows", "each_margin"), [(40, 0.2), (60, 0.08)])
+def test_the_power_over_questions_is_that_of_the_guards_terms(recipe: Recipe, rows: int, each_margin: float) -> None:
+    probes = {"names": ["piqa", "mmlu", "boolq"], "rows": rows, "pooled_margin": 0.035, "each_margin": each_margin}
+    section = recipe.guards.model_copy(update={"probes": recipe.guards.probes.model_copy(update=probes)})
+    asking = recipe.model_copy(update={"guards": section})
+    plan = term(plan_terms(asking, [1] * 50, assume(asking), ALPHA), "probes_merged")
+    assert plan.n == 3 * rows
+    drawn = beside(np.random.default_rng(0), asking, assume(asking), 1000)
+    passed = [
+        all(one.outcome == "pass" for one in probe_terms(drawn.guards(i), "merged", asking, ALPHA)) for i in range(1000)
+    ]
+    assert 0.4 < plan.power < 0.95
+    assert np.mean(passed) == pytest.approx(plan.power, abs=0.035)
 
 
 @pytest.fixture

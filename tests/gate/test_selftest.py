@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from tests.conftest import Tunesmith
-from tunesmith.gate import bench, selftest, terms
+from tunesmith.gate import bench, guards, selftest, terms
 from tunesmith.gate.made_up import Crowd, Shape, shape_of
 from tunesmith.gate.power import assume
 from tunesmith.gate.selftest import Selftest, sentence
@@ -130,6 +130,15 @@ def test_a_gate_without_a_term_is_found_out(
 ) -> None:
     monkeypatch.setattr(terms, name, lambda *_, **__: Term(name, "superiority", "pass", "always"))
     assert found_out(strict, scenario)
+
+
+def test_a_gate_without_its_guards_is_found_out(strict: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = strict.guards.probes.model_copy(update={"names": ["piqa", "openbookqa"], "pooled_margin": 0.05})
+    asking = strict.model_copy(update={"guards": strict.guards.model_copy(update={"probes": probes})})
+    (outcome,) = put_to_test(asking, "knowledge lost at its margin").outcomes
+    assert outcome.holds
+    monkeypatch.setattr(guards, "guard_terms", lambda *_: [])
+    assert found_out(asking, "knowledge lost at its margin")
 
 
 def test_a_gate_that_does_not_spend_its_alpha_is_found_out(eager: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import special
 
 from tunesmith.gate.evidence import Evidence
-from tunesmith.gate.made_up import Crowd, Rows, Shape, rises
+from tunesmith.gate.made_up import Crowd, Rows, Shape, beside
 from tunesmith.gate.power import Assumed
 from tunesmith.gate.terms import all_terms
 from tunesmith.gate.verdict import decide, judge
@@ -47,6 +47,7 @@ class Bench:
         icc: float | None = None,
         merged: tuple[float, float] | None = None,
         rise: float = 0.0,
+        fall: float = 0.0,
         discordance: float | None = None,
         replay: str | None = None,
         incumbent: float | None = None,
@@ -55,9 +56,9 @@ class Bench:
         """Verdicts on pipelines of which this is true.
 
         `gain` of the adapter over the incumbent; `merged`: its true difference from the adapter and how often they
-        differ; `rise` of the loss on general text. `replay` says whose answers come in place of the adapter's:
-        `incumbent`, `majority`; or, for `base`, in place of the merged model's. The first `compared` pipelines are put
-        before the whole judge too.
+        differ; `rise` of the loss on general text, `fall` of what the right options of questions get. `replay` says
+        whose answers come in place of the adapter's: `incumbent`, `majority`; or, for `base`, in place of the merged
+        model's. The first `compared` pipelines are put before the whole judge too.
         """
         found: Counter[str] = Counter()
         q = self.assumed.discordance if discordance is None else discordance
@@ -73,10 +74,12 @@ class Bench:
             after = crowd.other(ours, mean + gain, drop, flips) if replay in {None, "base"} else ours
             if replay == "base":
                 after = crowd.arm(self.assumed.trivial)
-            loss = rises(rng, self.assumed, count, rise, 0.0 if replay == "base" else None)
+            around = beside(
+                rng, self.recipe, self.assumed, count, rise=rise, fall=fall, merged_is_base=replay == "base"
+            )
             a, m, b, t = (crowd.rows(arm) for arm in (ours, after, theirs, said))
             for i in range(count):
-                evidence = self.rows.evidence(a[i], m[i], b[i], t[i], (loss[0][i], loss[1][i]))
+                evidence = self.rows.evidence(a[i], m[i], b[i], t[i], around.guards(i))
                 found[self.verdict(evidence, self.alpha, compare=done + i < compared)] += 1
         return found
 
@@ -93,10 +96,10 @@ class Bench:
             crowd = self.crowd(rng, count)
             theirs, said = crowd.arm(mean), crowd.rows(crowd.arm(self.assumed.trivial))
             gate = np.stack([crowd.rows(crowd.other(theirs, mean, 0.0, q)) for _ in range(CHECKPOINTS)])
-            base, loss = crowd.rows(theirs), rises(rng, self.assumed, count)
+            base, around = crowd.rows(theirs), beside(rng, self.recipe, self.assumed, count)
             for i in range(count):
                 ours = gate[best[i], i]
-                evidence = self.rows.evidence(ours, ours, base[i], said[i], (loss[0][i], loss[1][i]))
+                evidence = self.rows.evidence(ours, ours, base[i], said[i], around.guards(i))
                 found[self.verdict(evidence, self.alpha)] += 1
         return found
 
@@ -109,11 +112,11 @@ class Bench:
             theirs, said = crowd.arm(mean), crowd.rows(crowd.arm(self.assumed.trivial))
             base = crowd.rows(theirs)
             tried = [crowd.rows(crowd.other(theirs, mean, 0.0, self.assumed.discordance)) for _ in range(CHECKPOINTS)]
-            loss = rises(rng, self.assumed, count)
+            around = beside(rng, self.recipe, self.assumed, count)
             for i in range(count):
-                best = "INCONCLUSIVE"
+                best, guards = "INCONCLUSIVE", around.guards(i)
                 for look, ours in enumerate(tried, start=1):
-                    evidence = self.rows.evidence(ours[i], ours[i], base[i], said[i], (loss[0][i], loss[1][i]))
+                    evidence = self.rows.evidence(ours[i], ours[i], base[i], said[i], guards)
                     if self.verdict(evidence, spent(self.recipe.gate.alpha, look)) == "SHIP":
                         best = "SHIP"
                         break

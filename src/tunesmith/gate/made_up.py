@@ -143,30 +143,79 @@ class Rows:
         return Arm(name, {**self._about, "arm": name}, scored)
 
     def evidence(
-        self, adapter: Scores, merged: Scores, incumbent: Scores, trivial: Scores, rises: tuple[Scores, Scores]
+        self, adapter: Scores, merged: Scores, incumbent: Scores, trivial: Scores, guards: dict[str, Any]
     ) -> Evidence:
-        """What a run would lay before the gate; `rises` are those of the loss on general text, adapter's and merged."""
+        """What a run would lay before the gate; `guards` as guards.json holds them."""
         arms = {"adapter": adapter, "merged": merged, INCUMBENT: incumbent}
-        base = [2.0] * len(rises[0])
         return Evidence(
             arms={name: self.arm(name, scores) for name, scores in arms.items()},
             selection={"incumbent": INCUMBENT, "ways": [{"arm": INCUMBENT, "shots": "none", "k": 0}]},
-            guards={
-                "general_nll": {
-                    "base": base,
-                    "adapter": (2.0 + rises[0]).tolist(),
-                    "merged": (2.0 + rises[1]).tolist(),
-                },
-                "adapter_changes_logits": 1.0,
-                "replayed": {"rows": 1, "same": True, "differing": []},
-            },
+            guards=guards,
             trivial={"majority": self.arm("majority", trivial)},
         )
 
 
-def rises(
-    rng: np.random.Generator, assumed: Assumed, pipelines: int, adapter: float = 0.0, merged: float | None = None
-) -> tuple[Scores, Scores]:
-    """Rises in loss on general text, document by document, with these true means; merged is as adapter unless given."""
-    ours = rng.normal(0, assumed.general_sd, (pipelines, assumed.general_documents))
-    return ours + adapter, ours + (adapter if merged is None else merged)
+@dataclass(frozen=True)
+class Beside:
+    """What would be measured beside the task, of pipelines drawn at once; pairs are of adapter and merged model."""
+
+    rises: tuple[Scores, Scores]
+    """How much the loss on general text rose: (pipelines, documents)."""
+    shares: tuple[Scores, Scores]
+    """How much more the right option gets than from the base: (pipelines, questions)."""
+    sets: Sequence[str]
+    """The set of each question."""
+
+    def guards(self, pipeline: int) -> dict[str, Any]:
+        """As guards.json holds them. No prompt beside the task was asked: nothing is refused, and nothing leaks."""
+        rises = {name: each[pipeline] for name, each in zip(MODELS, self.rises, strict=True)}
+        shares = {name: each[pipeline] for name, each in zip(MODELS, self.shares, strict=True)}
+        questions = len(self.sets)
+        models = {"base": np.zeros(questions)} | shares
+        names = list(dict.fromkeys(self.sets))
+        asked = {name: [name] for name in names} | ({"pooled": names} if names else {})
+        keen = {"moves": True, "base": 1.0, "chance": 0.0, "says": ""}
+        nothing: dict[str, list[bool]] = {"habit": [], "verbatim": [], "canaries": []}
+        return {
+            "general_nll": {"base": [2.0] * len(rises["adapter"])}
+            | {name: (2.0 + rise).tolist() for name, rise in rises.items()},
+            "adapter_changes_logits": 1.0,
+            "replayed": {"rows": 1, "same": True, "differing": []},
+            "asked": {"probes": list(self.sets), "not_assessed": [], "left_out": {}},
+            "sensitivity": {name: {**keen, "sets": sets} for name, sets in asked.items()},
+            "models": {
+                name: {
+                    "share_of_right": given.tolist(),
+                    "correct": [0.0] * questions,
+                    "refused": {"harmful": [], "benign": []},
+                    "drift": {},
+                }
+                for name, given in models.items()
+            },
+            "told": {name: nothing for name in models},
+        }
+
+
+MODELS = ("adapter", "merged")
+
+
+def beside(
+    rng: np.random.Generator,
+    recipe: Recipe,
+    assumed: Assumed,
+    pipelines: int,
+    *,
+    rise: float = 0.0,
+    fall: float = 0.0,
+    merged_is_base: bool = False,
+) -> Beside:
+    """Draws with these true means: `rise` of the loss on general text, `fall` of what right options get.
+
+    The merged model is as the adapter, unless it is the base again.
+    """
+    probes = recipe.guards.probes
+    sets = [name for name in probes.names for _ in range(probes.rows)]
+    losses = rng.normal(0, assumed.general_sd, (pipelines, assumed.general_documents))
+    shares = rng.normal(0, assumed.probe_sd, (pipelines, len(sets)))
+    keeps = 0.0 if merged_is_base else 1.0
+    return Beside((losses + rise, losses + keeps * rise), (shares - fall, shares - keeps * fall), sets)

@@ -50,6 +50,8 @@ class Assumed:
     general_sd: float = 0.11
     """Standard deviation over documents of the rise in loss on general text, in nats per token; docs/LOG.md."""
     general_documents: int = 40
+    probe_sd: float = 0.16
+    """Standard deviation over questions of the change in what the right option gets; docs/GUARDS.md."""
     measured: tuple[str, ...] = ()
     """Which of these a pilot measured."""
 
@@ -190,7 +192,43 @@ def plan_terms(recipe: Recipe, sizes: Sequence[int], assumed: Assumed, alpha: fl
         merged,
         general,
         replace(general, name="general_nll_merged", tied_to=general.name, tie=0.99),
+        *_probes(recipe, assumed, alpha),
     ]
+
+
+def _probes(recipe: Recipe, assumed: Assumed, alpha: float) -> list[TermPlan]:
+    """The terms over questions with options, those of all sets and those of each together, for both models.
+
+    Every set is taken to be one on which this base could show harm.
+    """
+    section, sets = recipe.guards.probes, len(recipe.guards.probes.names)
+    if not sets:
+        return []
+    means = np.random.default_rng(0).standard_normal((DRAWS // 4, sets)) * assumed.probe_sd
+
+    def reach(questions: int) -> float:
+        return float(special.stdtrit(questions - 1, 1 - alpha)) * assumed.probe_sd / math.sqrt(questions)
+
+    def keeps(rows: int, margin: float) -> float:
+        reach = [
+            float(special.stdtrit(n - 1, 1 - alpha)) * assumed.probe_sd / math.sqrt(n) for n in (rows, rows * sets)
+        ]
+        drawn = means / math.sqrt(rows)
+        each = (drawn - reach[0] > -section.each_margin).all(axis=1)
+        return float((each & (drawn.mean(axis=1) - reach[1] > -margin)).mean())
+
+    rows = _fewest(lambda rows: keeps(rows, section.pooled_margin))
+    probes = TermPlan(
+        "probes_adapter",
+        "non_inferiority",
+        0.0,
+        -section.pooled_margin,
+        section.rows * sets,
+        keeps(section.rows, section.pooled_margin),
+        rows and rows * sets,
+        _smallest(lambda margin: keeps(section.rows, margin)),
+    )
+    return [probes, replace(probes, name="probes_merged", tied_to=probes.name, tie=0.99)]
 
 
 def _fewest(power: Callable[[int], float]) -> int | None:

@@ -111,6 +111,7 @@ class Scenario:
 def scenarios(recipe: Recipe, assumed: Assumed, alpha: float, power: float, pipelines: int) -> list[Scenario]:
     """All that a gate is put through; fewer pipelines where rates are told apart with fewer."""
     gate, some, few = recipe.gate, max(1, pipelines // 2), max(1, pipelines // 4)
+    probes = recipe.guards.probes
     # A gain that no other term stops.
     sure = min(0.9, assumed.gain + 0.3)
     clear = {"gain": sure, "discordance": sure, "incumbent": (1 - sure) / 2}
@@ -153,6 +154,19 @@ def scenarios(recipe: Recipe, assumed: Assumed, alpha: float, power: float, pipe
             some,
             kind(**clear, rise=gate.general_nll_margin),
             at_most=alpha,
+        ),
+        *(
+            [
+                Scenario(
+                    "knowledge lost at its margin",
+                    f"right options that get {probes.pooled_margin:g} less",
+                    some,
+                    kind(**clear, fall=probes.pooled_margin),
+                    at_most=alpha,
+                )
+            ]
+            if probes.names
+            else []
         ),
         Scenario(
             "majority collapse",
