@@ -12,7 +12,9 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from tests.gate.conftest import scored_arm
 from tunesmith.gate.drawn import axis, difference
 from tunesmith.gate.evidence import Evidence
 from tunesmith.gate.junit import junit
@@ -115,3 +117,24 @@ def test_an_axis_holds_its_values(values: list[float]) -> None:
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 8
     assert all(scale.low - 1e-9 <= tick <= scale.high + 1e-9 for tick in ticks)
+
+
+def test_what_tuning_and_retrieval_do_together_has_bounds(
+    make_evidence: MakeEvidence, recipe: Recipe, tmp_path: Path
+) -> None:
+    """By hand: ten rows that only both have right are 10 of 100 beyond the sum of each."""
+    tuned, found = [n < 80 for n in range(100)], [60 <= n < 90 for n in range(100)]
+    evidence = make_evidence(tuned, found)
+    assert judged(evidence, recipe)["tuning_by_retrieval"] is None
+    groups = evidence.arms["adapter"].groups
+    evidence.arms["zero_shot"] = scored_arm("zero_shot", [60 <= n < 80 for n in range(100)], groups)
+    evidence.arms["adapter_retrieval"] = scored_arm("adapter_retrieval", [True] * 100, groups)
+    verdict = judged(evidence, recipe)
+    told = verdict["tuning_by_retrieval"]
+    assert told["means"] == pytest.approx({"plain": 0.2, "retrieval": 0.3, "tuned": 0.8, "both": 1.0})
+    more = told["interaction"]
+    assert more["estimate"] == pytest.approx(0.1)
+    spread = float(stats.t.ppf(1 - verdict["alpha"], 99)) * 0.3 / 99**0.5
+    assert (more["ci_low"], more["ci_high"]) == pytest.approx((0.1 - spread, 0.1 + spread), abs=1e-4)
+    page = written(tmp_path / "report.html", verdict, evidence)
+    assert f"10.0 points more than the sum of what each does alone (+{100 * more['ci_low']:.1f}" in page

@@ -43,7 +43,7 @@ def write_page(
         ],
         "compared": compared,
         "classes": classes_drawn(verdict, compared) if names else [],
-        "together": _together(verdict),
+        "together": verdict.get("tuning_by_retrieval"),
         "costs": costs_drawn(verdict) if names else None,
         "priced": [name for name in names if "usd_per_1000_calls" in verdict["cost"].get(name, {})],
         "untested": untested(verdict),
@@ -93,13 +93,3 @@ def _rows(ids: Sequence[str], evidence: Evidence, incumbent: str, sources: Mappi
         }
         for row_id in ids
     ]
-
-
-def _together(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Tuning by retrieval: the four means, and what both do more than the sum of each; none where a cell is missing."""
-    cells = {"plain": "zero_shot", "retrieval": "retrieval", "tuned": "adapter", "both": "adapter_retrieval"}
-    if not all(arm in verdict["arms"] for arm in cells.values()):
-        return None
-    means = {cell: verdict["arms"][arm][verdict["primary"]]["mean"] for cell, arm in cells.items()}
-    more = means["both"] - means["tuned"] - means["retrieval"] + means["plain"]
-    return {"means": means, "interaction": more, "told": verdict.get("tuning_by_retrieval")}

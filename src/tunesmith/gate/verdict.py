@@ -15,7 +15,7 @@ from tunesmith.gate.guards import not_assessed, told
 from tunesmith.gate.slices import slices
 from tunesmith.gate.terms import Term, all_terms, noise
 from tunesmith.recipe import Recipe
-from tunesmith.stats import mean_interval, spent
+from tunesmith.stats import clustered_t, mean_interval, spent
 
 SCHEMA = 1
 KINDS = ("right", "wrong", "missed")
@@ -55,6 +55,7 @@ def judge(evidence: Evidence, recipe: Recipe, about: Mapping[str, Any], bound: S
         "failure_classes": {name: failures(arm) for name, arm in evidence.arms.items()},
         "guards": told(evidence, recipe, alpha) if complete else {},
         "cost": {name: cost(arm) for name, arm in evidence.arms.items()},
+        "tuning_by_retrieval": tuning_by_retrieval(evidence, recipe, alpha) if complete else None,
         "noise": noise(evidence, recipe),
         "slices": (parts := slices(evidence, recipe, alpha) if complete else []),
         "not_assessed": [
@@ -113,6 +114,26 @@ def describe(arm: Arm, alpha: float) -> dict[str, Any]:
         described["judge"] = judged
     described |= cost(arm)
     return described
+
+
+def tuning_by_retrieval(evidence: Evidence, recipe: Recipe, alpha: float) -> dict[str, Any] | None:
+    """The base and the adapter, each alone and with what retrieval finds, and what both do beyond the sum of each.
+
+    That is the mean over rows of both - tuned - retrieval + plain, with its bounds. None where one did not answer.
+    """
+    found = "documents" if "documents" in evidence.arms else "retrieval"
+    names = {"plain": "zero_shot", "retrieval": found, "tuned": "adapter", "both": "adapter_retrieval"}
+    if not all(name in evidence.arms for name in names.values()):
+        return None
+    scores = {cell: evidence.arms[name].scores(recipe.score.primary) for cell, name in names.items()}
+    cells = zip(scores["both"], scores["tuned"], scores["retrieval"], scores["plain"], strict=True)
+    more = [both - tuned - retrieval + plain for both, tuned, retrieval, plain in cells]
+    interval = clustered_t(more, evidence.arms["adapter"].groups, alpha)
+    return {
+        "arms": names,
+        "means": {cell: fmean(each) for cell, each in scores.items()},
+        "interaction": {"estimate": interval.estimate, "ci_low": interval.low, "ci_high": interval.high},
+    }
 
 
 def fields(arm: Arm) -> dict[str, dict[str, float]]:
