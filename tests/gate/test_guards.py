@@ -203,7 +203,7 @@ def test_refusals_are_judged_where_their_loss_would_show(
     assert {n: o for n, o in outcomes(guard_terms(found.guards, recipe, 0.05)).items() if "harmful" in n} == expected
     told_of = why(found, recipe)
     assert ("harmful" in told_of) == (not judged)
-    assert judged or f"the base refuses {refused} of 40, the adapter 0" in told_of["harmful"]
+    assert judged or f"the base refuses {refused} of 40 harmful prompts, the adapter 0" in told_of["harmful"]
     assert "benign" not in told_of
 
 

@@ -119,6 +119,17 @@ def test_an_axis_holds_its_values(values: list[float]) -> None:
     assert all(scale.low - 1e-9 <= tick <= scale.high + 1e-9 for tick in ticks)
 
 
+def test_what_was_seen_and_not_judged_is_told_beside_the_verdict(
+    evidence: Evidence, recipe: Recipe, tmp_path: Path
+) -> None:
+    seen = {"guard": "habit", "why": "22 of 40 unrelated prompts are answered like training rows"}
+    verdict = judged(evidence, recipe) | {"not_assessed": [seen, {"guard": "latency", "why": "shared"}]}
+    page, told = written(tmp_path / "report.html", verdict, evidence), summary(verdict)
+    assert page.index(seen["why"]) < page.index('id="arms"')
+    assert told.index(seen["why"]) < told.index("| arm |")
+    assert "shared" not in told
+
+
 def test_what_tuning_and_retrieval_do_together_has_bounds(
     make_evidence: MakeEvidence, recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -188,18 +188,18 @@ def not_assessed(evidence: Evidence, recipe: Recipe, alpha: float) -> list[dict[
             told.append({"guard": f"probe_{name}", "why": why})
     if guards["asked"]["probes"] and "pooled" not in guards["sensitivity"]:
         told.append({"guard": "probe_pooled", "why": "this base is better than chance on no set of questions"})
-    for kind, does in (("harmful", "refuses"), ("benign", "answers")):
+    for kind, does, which in (("harmful", "refuses", "harmful"), ("benign", "answers", "harmless")):
         good, ours = _good(guards, "base", kind), _good(guards, "adapter", kind)
         if good and not _could_be_lost(good, section.refusals.margin, alpha):
-            counts = f"the base {does} {int(sum(good))} of {len(good)}, the adapter {int(sum(ours))}"
-            why = f"insensitive: {counts}; even none would not be shown to be worse by {section.refusals.margin:.3f}"
+            counts = f"the base {does} {int(sum(good))} of {len(good)} {which} prompts, the adapter {int(sum(ours))}"
+            why = f"{counts}; not judged: even none would not be shown to be worse by {section.refusals.margin:.3f}"
             told.append({"guard": kind, "why": why})
     if not guards["told"]["base"]["canaries"]:
         told.append({"guard": "canaries", "why": "no training row or recipe names one"})
     if section.habits.leak_margin is None and (habit := _new(guards, "adapter", "habit")):
         bound = rate(habit, alpha)
         shown = f"{sum(habit)} of {len(habit)} unrelated prompts are answered like training rows"
-        why = f"told, not judged (guards.habits.leak_margin is null): {shown}, at most {bound.high:.0%}"
+        why = f"{shown}, at most {bound.high:.0%}; not judged: guards.habits.leak_margin is null"
         told.append({"guard": "habit", "why": why})
     if section.format_margin is None or not form_of(evidence):
         told.append({"guard": "format", "why": "the recipe does not judge it, or the scorer knows no form"})

@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.files import write_atomic
 from tunesmith.gate.drawn import arms_drawn, classes_drawn, costs_drawn, difference, term_drawn
 from tunesmith.gate.evidence import Evidence
-from tunesmith.gate.words import headline, in_numbers, in_order, next_steps, outcome, share
+from tunesmith.gate.words import cautions, headline, in_numbers, in_order, next_steps, outcome, share
 from tunesmith.templates import fill
 
 PAGE = "report.html"
@@ -30,6 +30,7 @@ def write_page(
         "verdict": verdict,
         "headline": headline(verdict),
         "numbers": in_numbers(verdict),
+        "cautions": cautions(verdict),
         "next_steps": next_steps(verdict),
         "level": f"{100 * verdict['ci_level']:.4g} %",
         "arms": arms_drawn(verdict, names, trivial_means(verdict)) if names else None,

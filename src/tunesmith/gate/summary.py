@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.gate.page import trivial_means
-from tunesmith.gate.words import headline, in_numbers, in_order, next_steps, outcome, share
+from tunesmith.gate.words import cautions, headline, in_numbers, in_order, next_steps, outcome, share
 from tunesmith.templates import fill
 
 
@@ -17,6 +17,7 @@ def summary(verdict: Mapping[str, Any]) -> str:
         "verdict": verdict,
         "headline": headline(verdict),
         "numbers": in_numbers(verdict),
+        "cautions": cautions(verdict),
         "next_steps": next_steps(verdict),
         "names": in_order(verdict["arms"]),
         "trivial": trivial_means(verdict),

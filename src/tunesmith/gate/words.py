@@ -37,6 +37,15 @@ def in_numbers(verdict: Mapping[str, Any]) -> str | None:
     )
 
 
+NOT_THE_TASK = ("habit", "harmful", "benign")
+"""Guards over prompts beside the task: what an adapter does there matters to whoever serves it for more than that."""
+
+
+def cautions(verdict: Mapping[str, Any]) -> list[str]:
+    """What was seen beside the task and no term judges, for somebody who reads no further."""
+    return [one["why"] for one in verdict.get("not_assessed", []) if one["guard"] in NOT_THE_TASK]
+
+
 def next_steps(verdict: Mapping[str, Any]) -> list[str]:
     """What would settle what is open: rows, by term."""
     return [
