@@ -5,7 +5,7 @@
     python scripts/known_verdicts.py smoke --out build/known            # a minute on the tiny base
 
 Nothing is made up: every candidate goes through the stages of `tunesmith run` on the recipe's own base and rows. Its
-run, with report.html, stays under --out, with a ledger of its own; zero is the second look of honest's. What is spoiled:
+run, with report.html, stays under --out, with a ledger of its own; zero is the second look of honest's. Spoiled are:
 
 - honest: nothing. Any verdict may be right; it is told.
 - one_step: training ends after one step. It must not ship.
