@@ -8,7 +8,6 @@ from scipy import stats
 
 from tunesmith.diagnose.shares import (
     effective_rows,
-    mcnemar,
     rows_to_part,
     share,
     weighted_mean,
@@ -80,13 +79,6 @@ def test_a_weighted_mean_of_equal_weights_is_the_t_interval() -> None:
     found = weighted_mean(values.tolist(), [2.0] * 50, [str(i) for i in range(50)], ALPHA)
     reach = stats.t.ppf(1 - ALPHA, 49) * values.std(ddof=1) / math.sqrt(50)
     assert (found.low, found.high) == pytest.approx((values.mean() - reach, values.mean() + reach))
-
-
-@pytest.mark.parametrize(("better", "worse"), [(0, 0), (5, 0), (12, 4), (3, 9)])
-def test_mcnemar_is_the_sign_test(better: int, worse: int) -> None:
-    n = better + worse
-    theirs = stats.binomtest(better, n, 0.5, alternative="greater").pvalue if n else 1.0
-    assert mcnemar(better, worse) == pytest.approx(theirs)
 
 
 def test_the_rows_that_are_asked_for_part_the_shares() -> None:

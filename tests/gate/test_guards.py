@@ -179,11 +179,23 @@ def test_an_insensitive_probe_is_left_out_and_told(evidence: Evidence, recipe: R
     assert why(dull, recipe)["probe_mmlu"] == "insensitive on this base: under planted noise it goes by -0.001"
 
 
+def test_a_set_that_is_insensitive_by_itself_and_judged_with_others_is_told_as_such(
+    evidence: Evidence, recipe: Recipe
+) -> None:
+    dull = with_guards(evidence, sensitivity=KEEN | {"mmlu": entry("mmlu", moves=False)})
+    assert why(dull, recipe)["probe_mmlu"].endswith("; judged among all, not alone")
+    blind = with_guards(
+        evidence, sensitivity=dull.guards["sensitivity"] | {"pooled": entry("piqa", "mmlu", moves=False)}
+    )
+    assert not why(blind, recipe)["probe_mmlu"].endswith("not alone")
+
+
 def test_a_margin_wider_than_what_a_base_knows_is_no_guard(evidence: Evidence, recipe: Recipe) -> None:
     """Even a base that has forgotten all would pass it."""
     ignorant = with_guards(evidence, sensitivity=KEEN | {"mmlu": entry("mmlu", base=0.33)})
     assert "probe_mmlu_adapter" not in outcomes(guard_terms(ignorant.guards, recipe, 0.05))
-    assert why(ignorant, recipe)["probe_mmlu"] == "insensitive: the base is 0.080 above chance, the margin is 0.100"
+    told = "insensitive: the base is 0.080 above chance, the margin is 0.100; judged among all, not alone"
+    assert why(ignorant, recipe)["probe_mmlu"] == told
 
 
 def test_a_base_that_knows_nothing_leaves_no_term_and_is_told(evidence: Evidence, recipe: Recipe) -> None:

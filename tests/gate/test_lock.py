@@ -312,6 +312,8 @@ def test_confirm_becomes_the_gate_split_and_the_old_one_joins_dev(looked_at: Lin
     assert dataset.rows("gate") == before["confirm.jsonl"]
     assert dataset.rows("dev") == [*before["dev.jsonl"], *before["gate.jsonl"]]
     assert manifest["files"]["confirm.jsonl"]["rows"] == 0
+    rows = [len(before[name]) for name in ("dev.jsonl", "gate.jsonl", "confirm.jsonl")]
+    assert f"Rows now: dev {rows[0] + rows[1]}, gate {rows[2]}, confirm 0." in (data / "CARD.md").read_text()
     (promotion,) = manifest["promotions"]
     assert promotion["after"]["gate.jsonl"] == promotion["before"]["confirm.jsonl"] == dataset.digest("gate")
     # Curation finds its dataset as it made it; the new split has had no look; confirm cannot be promoted twice.

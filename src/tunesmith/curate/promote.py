@@ -15,6 +15,7 @@ from tunesmith.files import publish, sha256_file, write_atomic, write_json
 from tunesmith.rows import Dataset, Row, read_rows
 
 CHANGED = ("dev.jsonl", "gate.jsonl", "confirm.jsonl")
+CARD = "CARD.md"
 
 
 def unfinished(dataset: Dataset) -> bool:
@@ -58,6 +59,7 @@ def promote(dataset: Dataset, **facts: Any) -> dict[str, Any]:
         **facts,
     }
     told = {**manifest, "files": files, "promotions": [*manifest.get("promotions", []), promotion]}
+    write_atomic(scratch / CARD, _card(dataset.directory / CARD, files))
     # As at curation: what the next manifest says is known before the first file moves.
     write_json(dataset.next_manifest_path, told)
     return _move(dataset, scratch)
@@ -69,13 +71,20 @@ def _scratch(dataset: Dataset) -> Path:
 
 def _move(dataset: Dataset, scratch: Path) -> dict[str, Any]:
     """Move what is written into its place, the manifest last."""
-    for name in CHANGED:
+    for name in (*CHANGED, CARD):
         if (scratch / name).exists():
             publish(scratch / name, dataset.directory / name)
     os.replace(dataset.next_manifest_path, dataset.manifest_path)
     scratch.rmdir()
     promotion: dict[str, Any] = dataset.manifest()["promotions"][-1]
     return promotion
+
+
+def _card(path: Path, files: dict[str, Any]) -> str:
+    """The card as it stands, and what the splits hold from now on."""
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    now = ", ".join(f"{name.removesuffix('.jsonl')} {files[name]['rows']}" for name in CHANGED)
+    return f"{card}\nSince then confirm became the gate split, and the gate split joined dev. Rows now: {now}.\n"
 
 
 def _entry(path: Path, rows: list[Row]) -> dict[str, Any]:

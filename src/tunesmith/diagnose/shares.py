@@ -84,8 +84,3 @@ def rows_to_part(larger: Interval, smaller: Interval) -> int | None:
         return None
     reach = (larger.estimate - larger.low) + (smaller.high - smaller.estimate)
     return max(larger.n, math.ceil(larger.n * (reach / gap) ** 2))
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """One-sided exact p-value of so many rows better against so many worse: P[Bin(better + worse, 1/2) >= better]."""
-    return float(stats.binom.sf(better - 1, better + worse, 0.5)) if better + worse else 1.0

@@ -7,10 +7,10 @@ from typing import Any
 
 from tunesmith.diagnose.causes import Case, Cause
 from tunesmith.diagnose.rules import ALPHA, Found, prescribe
-from tunesmith.diagnose.shares import mcnemar, share, weighted_mean
+from tunesmith.diagnose.shares import share, weighted_mean
 from tunesmith.errors import ExitCode, UserError
 from tunesmith.files import sha256_json
-from tunesmith.stats import Interval, paired_interval
+from tunesmith.stats import Interval, mcnemar, paired_interval
 
 SCHEMA = 1
 SHOWN_TO_A_PERSON = 100

@@ -12,11 +12,12 @@ from typing import Any
 from scipy import optimize, stats
 
 from tunesmith.gate.evidence import Arm, Evidence
-from tunesmith.gate.terms import Outcome, Term
+from tunesmith.gate.terms import Kind, Outcome, Term, bounded
 from tunesmith.recipe import Recipe
 from tunesmith.stats import Interval, clustered_t, paired_interval, rows_needed
 
 ARMS = ("adapter", "merged")
+KIND: Kind = "non_inferiority"
 POWER = 0.8
 """With which a margin that rows can certify is told: the chance to pass if nothing got worse."""
 FORMS = ("schema_valid", "json_strict")
@@ -118,7 +119,7 @@ def kept(
     interval = paired_interval(ours, theirs, groups or [str(place) for place in range(len(ours))], alpha)
     outcome: Outcome = "pass" if interval.low > -margin else "fail" if interval.high < -margin else "open"
     needed = rows_needed(interval, -margin) if outcome == "open" else None
-    return _term(name, outcome, f"{says}: not worse by {margin:.3f}", interval, -margin, needed)
+    return bounded(name, KIND, outcome, f"{says}: not worse by {margin:.3f}", interval, margin=-margin, n_needed=needed)
 
 
 def rare(name: str, says: str, seen: Sequence[bool], margin: float, alpha: float) -> Term:
@@ -136,7 +137,7 @@ def rare(name: str, says: str, seen: Sequence[bool], margin: float, alpha: float
         # None seen in so many bounds the rate by the margin (the rule of three).
         needed = rows_needed(interval, margin) if any(seen) else math.ceil(math.log(alpha) / math.log(1 - margin))
     limit = f": less than {margin:.3f}" if margin else ""
-    return _term(name, outcome, f"{says}{limit}", interval, margin, needed)
+    return bounded(name, KIND, outcome, f"{says}{limit}", interval, margin=margin, n_needed=needed)
 
 
 def rate(seen: Sequence[bool], alpha: float) -> Interval:
@@ -153,7 +154,7 @@ def length(arm: Arm, reference: Sequence[float], most: float, alpha: float) -> T
     outcome: Outcome = "pass" if interval.high < most else "fail" if interval.low > most else "open"
     needed = rows_needed(interval, most) if outcome == "open" else None
     says = f"tokens that {arm.name} writes for each token of the references: less than {most:.2f}"
-    return _term(f"length_{arm.name}", outcome, says, interval, most, needed)
+    return bounded(f"length_{arm.name}", KIND, outcome, says, interval, margin=most, n_needed=needed)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], groups: Sequence[str], alpha: float) -> Interval:
@@ -183,9 +184,12 @@ def not_assessed(evidence: Evidence, recipe: Recipe, alpha: float) -> list[dict[
     if "told" not in guards:
         return [{"guard": "guards", "why": "not measured by the version that evaluated; `tunesmith evaluate` does"}]
     told = [dict(each) for each in guards["asked"]["not_assessed"]]
+    pooled = guards["sensitivity"].get("pooled")
+    together = pooled["sets"] if pooled and not _blind("pooled", pooled, recipe) else []
     for name, found in guards["sensitivity"].items():
         if why := _blind(name, found, recipe):
-            told.append({"guard": f"probe_{name}", "why": why})
+            but = "; judged among all, not alone" if name in together else ""
+            told.append({"guard": f"probe_{name}", "why": f"{why}{but}"})
     if guards["asked"]["probes"] and "pooled" not in guards["sensitivity"]:
         told.append({"guard": "probe_pooled", "why": "this base is better than chance on no set of questions"})
     for kind, does, which in (("harmful", "refuses", "harmful"), ("benign", "answers", "harmless")):
@@ -308,19 +312,3 @@ def _p95(arm: Arm) -> float:
 
 def _distance(each: Mapping[str, Any]) -> dict[str, Any]:
     return {key: each[key] for key in ("rows", "tokens", "kl", "same_top", "first_other")}
-
-
-def _term(name: str, outcome: Outcome, says: str, interval: Interval, margin: float, n_needed: int | None) -> Term:
-    return Term(
-        name=name,
-        kind="non_inferiority",
-        outcome=outcome,
-        says=says,
-        estimate=interval.estimate,
-        ci_low=interval.low,
-        ci_high=interval.high,
-        margin=margin,
-        n=interval.n,
-        clusters=interval.clusters,
-        n_needed=n_needed,
-    )

@@ -50,6 +50,25 @@ def fact(name: str, holds: bool, says: str) -> Term:
     return Term(name, "integrity", "pass" if holds else "fail", says)
 
 
+def bounded(
+    name: str, kind: Kind, outcome: Outcome, says: str, interval: Interval, *, margin: float, n_needed: int | None
+) -> Term:
+    """A term over a quantity: its estimate and bounds, and the margin that they are held against."""
+    return Term(
+        name=name,
+        kind=kind,
+        outcome=outcome,
+        says=says,
+        estimate=interval.estimate,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        margin=margin,
+        n=interval.n,
+        clusters=interval.clusters,
+        n_needed=n_needed,
+    )
+
+
 def all_terms(evidence: Evidence, recipe: Recipe, alpha: float, bound: Sequence[Term] = ()) -> list[Term]:
     """Every term of the gate at the level of this look, integrity first.
 
@@ -209,7 +228,7 @@ def paired_gain(name: str, arm: Arm, incumbent: Arm, metric: str, wanted: float,
     # If the estimate stays, more rows settle it: for good above 0 where it is enough, below `wanted` where it is not.
     enough = interval.estimate >= wanted
     needed = rows_needed(interval, 0.0 if enough else wanted)
-    return _term(
+    return bounded(
         name,
         "superiority",
         outcome,
@@ -236,7 +255,7 @@ def beats_trivial(arms: Iterable[Arm], trivial: Mapping[str, Arm], recipe: Recip
     if any(each.high < 0 for _, _, each in found):
         _, pair, interval = min(found, key=lambda each: (each[2].high, each[1]))
         outcome = "fail"
-    return _term(
+    return bounded(
         "beats_trivial",
         "superiority",
         outcome,
@@ -252,7 +271,7 @@ def no_worse(name: str, arm: Arm, other: Arm, recipe: Recipe, margin: float, alp
     metric = recipe.score.primary
     interval = paired_interval(arm.scores(metric), other.scores(metric), arm.groups, alpha)
     outcome: Outcome = "pass" if non_inferior(interval, margin) else "fail" if interval.high < -margin else "open"
-    return _term(
+    return bounded(
         name,
         "non_inferiority",
         outcome,
@@ -270,7 +289,7 @@ def general_loss(guards: dict[str, Any], arm: str, recipe: Recipe, alpha: float)
     rise = [after - before for after, before in zip(nll[arm], nll["base"], strict=True)]
     interval = clustered_t(rise, [str(i) for i in range(len(rise))], alpha)
     outcome: Outcome = "pass" if interval.high < margin else "fail" if interval.low > margin else "open"
-    return _term(
+    return bounded(
         f"general_nll_{arm}",
         "non_inferiority",
         outcome,
@@ -293,22 +312,4 @@ def unharmed(evidence: Evidence, recipe: Recipe, alpha: float) -> Term:
         "fail" if harmed else "pass",
         f"none of {assessed} slices is shown to be harmed, after Holm's correction"
         + (f" (harmed: {'; '.join(harmed)})" if harmed else ""),
-    )
-
-
-def _term(
-    name: str, kind: Kind, outcome: Outcome, says: str, interval: Interval, *, margin: float, n_needed: int | None
-) -> Term:
-    return Term(
-        name=name,
-        kind=kind,
-        outcome=outcome,
-        says=says,
-        estimate=interval.estimate,
-        ci_low=interval.low,
-        ci_high=interval.high,
-        margin=margin,
-        n=interval.n,
-        clusters=interval.clusters,
-        n_needed=n_needed,
     )
