@@ -18,11 +18,13 @@ be seen. `<log>.truth.json` lies beside each log and holds what was planted; `tu
 import argparse
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.ending import guarded
 from tunesmith.files import read_json, write_json, write_jsonl
 from tunesmith.rows import Row, read_rows
 
@@ -268,4 +270,4 @@ def dumps(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -62,6 +62,8 @@ FAILURES = {
 
 STOPPED = frozenset({"timeout", "empty", "truncated", "loop"})
 """Classes of answers that broke off, or never came."""
+UNANSWERED = frozenset({"timeout", "empty"})
+"""Classes of answers that never came."""
 FORM = frozenset(name for name, side in FAILURES.items() if side == "shape")
 """Classes of how an answer came, parses, fits its schema and is said."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tunesmith.diagnose.causes import READ_BADLY, Cause, by_cells, by_labels
-from tunesmith.failures import FAILURES, FORM, STOPPED
+from tunesmith.failures import FAILURES, FORM, STOPPED, UNANSWERED
 
 VALUES = ["wrong_value"]
 
@@ -60,8 +60,10 @@ def test_a_right_row_has_no_cause() -> None:
     ("labels", "form", "content", "facts", "wanted"),
     [
         (["wrapped"], False, True, "given", Cause.SHAPE),
-        (["empty", "missing_unavailable"], False, False, "given", Cause.SHAPE),
-        (["empty", "missing_unavailable"], False, False, "missing", Cause.BOTH),
+        (["truncated", "missing_unavailable"], False, False, "given", Cause.SHAPE),
+        (["truncated", "missing_unavailable"], False, False, "missing", Cause.BOTH),
+        (["empty", "missing_unavailable"], False, False, "given", Cause.UNANSWERED),
+        (["timeout", "unparseable"], False, False, "missing", Cause.UNANSWERED),
         (["not_retrieved"], True, False, "missing", Cause.RETRIEVAL),
         (["wrapped", "not_retrieved"], False, False, "missing", Cause.BOTH),
         (["wrong_in_source"], True, False, "given", Cause.READING),
@@ -81,7 +83,7 @@ def test_the_cause_by_labels(labels: list[str], form: bool, content: bool, facts
         )
 
     assert found() is wanted
-    assert found(elsewhere=True) is Cause.SPONTANEOUS
+    assert found(elsewhere=True) is (wanted if wanted is Cause.UNANSWERED else Cause.SPONTANEOUS)
     assert found(suspected=True, elsewhere=True) is Cause.LABEL
 
 
@@ -89,4 +91,4 @@ def test_what_a_cause_is_told_by_is_a_class_of_failure() -> None:
     """A label that nobody gives would never be a cause."""
     assert FAILURES.keys() >= READ_BADLY
     assert not READ_BADLY & FORM
-    assert STOPPED < FORM
+    assert UNANSWERED < STOPPED < FORM

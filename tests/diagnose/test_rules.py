@@ -97,6 +97,13 @@ def test_wrong_references_are_put_right_first_and_alone_where_they_rule() -> Non
     assert actions(told) == ["fix_labels", "retrieval"]
 
 
+def test_calls_that_nothing_came_back_from_are_mended_before_anything_is_trained() -> None:
+    told = found({Cause.UNANSWERED: 70, Cause.SHAPE: 30})
+    assert (actions(told), told.fine_tune, told.decided) == (["mend_calls"], "no", True)
+    told = found({Cause.SHAPE: 140, Cause.UNANSWERED: 40, Cause.LABEL: 40}, closed=of(20, 140))
+    assert actions(told) == ["mend_calls", "fix_labels", "fine_tuning"]
+
+
 @pytest.mark.parametrize("cause", [Cause.EITHER, Cause.SPONTANEOUS])
 def test_what_a_prompt_repairs_is_not_trained_for(cause: Cause) -> None:
     told = found({cause: 75, Cause.SHAPE: 15, Cause.BOTH: 10})

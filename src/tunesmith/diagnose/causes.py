@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tunesmith.failures import FORM, STOPPED
+from tunesmith.failures import FORM, STOPPED, UNANSWERED
 
 
 class Cause(StrEnum):
@@ -26,6 +26,8 @@ class Cause(StrEnum):
     """With the facts and the aid it is still wrong: beyond this base, or the reference is."""
     LABEL = "label"
     """The reference is suspected."""
+    UNANSWERED = "unanswered"
+    """Nothing came back, and a log cannot tell whether the model or the call is why."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,13 @@ def by_labels(
     """The cause of a failing row by its labels alone, where nothing was tried.
 
     `facts` is `given`, `missing` or `unknown`; `right_elsewhere` says that the same was asked and answered right in
-    another row. EITHER cannot be told without a trial, and an answer that broke off counts as one of a wrong shape.
+    another row. EITHER cannot be told without a trial; an answer that broke off counts as one of a wrong shape, and one
+    that never came as UNANSWERED, for no answer says anything of facts or shape.
     """
     if suspected:
         return Cause.LABEL
+    if UNANSWERED & set(labels):
+        return Cause.UNANSWERED
     if right_elsewhere:
         return Cause.SPONTANEOUS
     if content_right or (labels and labels[0] in STOPPED and facts != "missing"):

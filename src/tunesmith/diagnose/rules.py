@@ -1,7 +1,8 @@
 """From the causes to what to do. The rules, each a few lines, in the order in which they are asked.
 
 1. Nothing fails: change nothing. Too few rows fail: say so, and how many rows it would take.
-2. References that are wrong are put right first: all other numbers are measured against them.
+2. Calls that nothing came back from, and references that are wrong, are put right first: no other number can be
+   trusted before. Where they rule, nothing else is said.
 3. A cause rules where its lower bound is above the upper bound of every other. Where none does, those whose lower
    bounds are above a fifth are answered together; where there are fewer than two of those, more rows are needed.
 4. Missing facts: retrieval. A wrong shape: decoding by the schema, shots and a cached prompt where they close four
@@ -23,13 +24,23 @@ FEWEST = 20
 """Failing rows below which nothing is said."""
 MATTERS = 0.2
 """Share of the failing rows from which a cause is answered beside others."""
-LABELS_MATTER = 0.1
-"""Share of the failing rows from which references are put right before anything else."""
+PUT_RIGHT = (Cause.UNANSWERED, Cause.LABEL)
+"""What is put right before anything else."""
+PUT_RIGHT_FROM = 0.1
+"""The share of the failing rows from which."""
 CLOSED = 0.8
 """Part of the failures of shape which, closed without training, leaves nothing to train for."""
 
 Action = Literal[
-    "nothing", "fix_labels", "retrieval", "prompt", "constrained_decoding", "fine_tuning", "hybrid", "bigger_base"
+    "nothing",
+    "mend_calls",
+    "fix_labels",
+    "retrieval",
+    "prompt",
+    "constrained_decoding",
+    "fine_tuning",
+    "hybrid",
+    "bigger_base",
 ]
 Answer = Literal["yes", "no", "undecided"]
 
@@ -96,14 +107,26 @@ def prescribe(found: Found) -> Prescription:
     if not rules and len(chosen) < 2:
         more = rows_to_part(largest, second)
         return _undecided(found, more, f"{_told(first, largest)} and {_told(other, second)} overlap")
-    labels = found.needs[Cause.LABEL]
-    if labels.low > LABELS_MATTER:
-        chosen = [Cause.LABEL, *(cause for cause in chosen if cause is not Cause.LABEL)]
-    if chosen[0] is Cause.LABEL and (len(chosen) == 1 or (rules and first is Cause.LABEL)):
-        step = Step("fix_labels", Cause.LABEL, f"{_told(Cause.LABEL, labels)}: references that are suspected")
-        why = "the references are wrong more often than anything else; an adapter would learn them"
-        return Prescription(True, (step,), "no", why)
-    return _answered(found, chosen)
+    before = [cause for cause in PUT_RIGHT if cause in chosen or found.needs[cause].low > PUT_RIGHT_FROM]
+    if not set(chosen) - set(before) or (rules and first in before):
+        return _put_right(found, before, first)
+    return _answered(found, [*before, *(cause for cause in chosen if cause not in before)])
+
+
+def _put_right(found: Found, causes: list[Cause], first: Cause) -> Prescription:
+    """What is wrong beside the model, and hides what is wrong with it."""
+    why = {
+        Cause.LABEL: "the references are wrong more often than anything else; an adapter would learn them",
+        Cause.UNANSWERED: "what never came says nothing of the model; log again, or let `--recipe` ask a base",
+    }
+    return Prescription(True, tuple(_step_before(found, cause) for cause in causes), "no", why[first])
+
+
+def _step_before(found: Found, cause: Cause) -> Step:
+    told = _told(cause, found.needs[cause])
+    if cause is Cause.LABEL:
+        return Step("fix_labels", cause, f"{told}: references that are suspected, before anything is measured again")
+    return Step("mend_calls", cause, f"{told}: time limits, token limits, errors that were logged as empty text")
 
 
 def _answered(found: Found, chosen: list[Cause]) -> Prescription:
@@ -114,8 +137,8 @@ def _answered(found: Found, chosen: list[Cause]) -> Prescription:
     facts = {Cause.RETRIEVAL, Cause.BOTH} & set(chosen)
     for cause in chosen:
         told = _told(cause, found.needs[cause])
-        if cause is Cause.LABEL:
-            steps.append(Step("fix_labels", cause, f"{told}: put right before anything is measured again"))
+        if cause in PUT_RIGHT:
+            steps.append(_step_before(found, cause))
         elif cause is Cause.RETRIEVAL:
             steps.append(Step("retrieval", cause, f"{told}: the facts do not stand before the model"))
             because = (

@@ -8,6 +8,7 @@ from rich.table import Table
 
 ACTIONS = {
     "nothing": "change nothing",
+    "mend_calls": "mend the calls",
     "fix_labels": "fix the labels",
     "retrieval": "retrieval",
     "prompt": "prompt",
