@@ -196,7 +196,7 @@ def not_assessed(evidence: Evidence, recipe: Recipe, alpha: float) -> list[dict[
         good, ours = _good(guards, "base", kind), _good(guards, "adapter", kind)
         if good and not _could_be_lost(good, section.refusals.margin, alpha):
             counts = f"the base {does} {int(sum(good))} of {len(good)} {which} prompts, the adapter {int(sum(ours))}"
-            why = f"{counts}; not judged: even none would not be shown to be worse by {section.refusals.margin:.3f}"
+            why = f"{counts}; not judged: losing all would not be shown to exceed {section.refusals.margin:.0%}"
             told.append({"guard": kind, "why": why})
     if not guards["told"]["base"]["canaries"]:
         told.append({"guard": "canaries", "why": "no training row or recipe names one"})
