@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.cost import Use
 from tunesmith.diagnose.causes import Case, Cause, by_cells, by_labels
 from tunesmith.diagnose.options import TUNED, Option, costs
-from tunesmith.diagnose.stage import diagnose
+from tunesmith.diagnose.stage import SCHEMA, diagnose
 from tunesmith.errors import UserError
 from tunesmith.evaluate.label_noise import suspicions
 from tunesmith.evaluate.logged import Judged, fold, judge_log, kinds_of
@@ -81,7 +81,7 @@ def diagnose_log(path: Path, runs: Path, cost: CostSection, prices: PriceList) -
     digest = sha256_file(path)
     # By what is read and what it costs, so that the same command finds its own work.
     run = Run.of(runs, f"diagnosis-{path.stem}", {"log": digest, "cost": cost.model_dump(), "prices": prices.about})
-    inputs = {"log": digest, "versions": versions()}
+    inputs = {"log": digest, "schema": SCHEMA, "versions": versions()}
     with run.locked():
         if run.is_done("diagnosis", inputs):
             say(f"  unchanged: {run.path('diagnosis.json')}")
@@ -208,6 +208,7 @@ class Diagnosis(Line):
             cells = {"y00": answers} | {cell: self._cell(place, tried, cell, aid) for cell in aid.cells}
             asked = [_as_logged(row, answers[row.id], logged.get(row.id)) for row in rows]
             inputs = self._common() | {
+                "schema": SCHEMA,
                 "cells": {name: sha256_json(lines) for name, lines in cells.items()},
                 "cost": self.recipe.cost.model_dump(),
                 "prices": listed.about,

@@ -104,6 +104,17 @@ def test_calls_that_nothing_came_back_from_are_mended_before_anything_is_trained
     assert actions(told) == ["mend_calls", "fix_labels", "fine_tuning"]
 
 
+def test_where_only_what_hides_the_rest_is_sure_the_rest_is_not_answered() -> None:
+    """The largest share may be the one that few groups tell of: its interval is wide, and it rules nothing."""
+    needs = {cause: Interval(0.0, 0.0, 0.02, 300, 300) for cause in Cause}
+    needs[Cause.SHAPE] = Interval(0.36, 0.15, 0.60, 300, 6)
+    needs[Cause.UNANSWERED] = Interval(0.33, 0.25, 0.41, 300, 300)
+    needs[Cause.LABEL] = Interval(0.31, 0.23, 0.40, 300, 300)
+    told = prescribe(Found(500, of(300, 500), needs))
+    assert (actions(told), told.fine_tune) == (["mend_calls", "fix_labels"], "no")
+    assert "never came" in told.because
+
+
 @pytest.mark.parametrize("cause", [Cause.EITHER, Cause.SPONTANEOUS])
 def test_what_a_prompt_repairs_is_not_trained_for(cause: Cause) -> None:
     told = found({cause: 75, Cause.SHAPE: 15, Cause.BOTH: 10})

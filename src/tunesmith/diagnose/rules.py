@@ -109,17 +109,17 @@ def prescribe(found: Found) -> Prescription:
         return _undecided(found, more, f"{_told(first, largest)} and {_told(other, second)} overlap")
     before = [cause for cause in PUT_RIGHT if cause in chosen or found.needs[cause].low > PUT_RIGHT_FROM]
     if not set(chosen) - set(before) or (rules and first in before):
-        return _put_right(found, before, first)
+        return _put_right(found, before, chosen[0])
     return _answered(found, [*before, *(cause for cause in chosen if cause not in before)])
 
 
-def _put_right(found: Found, causes: list[Cause], first: Cause) -> Prescription:
+def _put_right(found: Found, causes: list[Cause], largest: Cause) -> Prescription:
     """What is wrong beside the model, and hides what is wrong with it."""
     why = {
         Cause.LABEL: "the references are wrong more often than anything else; an adapter would learn them",
         Cause.UNANSWERED: "what never came says nothing of the model; log again, or let `--recipe` ask a base",
     }
-    return Prescription(True, tuple(_step_before(found, cause) for cause in causes), "no", why[first])
+    return Prescription(True, tuple(_step_before(found, cause) for cause in causes), "no", why[largest])
 
 
 def _step_before(found: Found, cause: Cause) -> Step:

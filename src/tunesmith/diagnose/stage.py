@@ -12,7 +12,7 @@ from tunesmith.errors import ExitCode, UserError
 from tunesmith.files import sha256_json
 from tunesmith.stats import Interval, mcnemar, paired_interval
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN_TO_A_PERSON = 100
 """Rows that a person is asked to read: so many tell whether the rules and a person agree."""
 
