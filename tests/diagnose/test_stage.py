@@ -234,7 +234,7 @@ def test_each_log_gets_what_its_cause_calls_for(
     assert found["cost"]["options"]["as_is"]["usd_per_1000_calls"] > 0
 
 
-def test_a_log_is_diagnosed_once(made: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_is_diagnosed_once(made: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = made[0] / "out" / "both.jsonl"
     first, _ = diagnose_log(log, tmp_path / "runs", CostSection(), read_prices())
     before = first.stat().st_mtime_ns
@@ -242,3 +242,6 @@ def test_a_log_is_diagnosed_once(made: tuple[Path, Any], tmp_path: Path, capsys:
     assert (again, again.stat().st_mtime_ns) == (first, before)
     dearer, _ = diagnose_log(log, tmp_path / "runs", CostSection(miss=1.0), read_prices())
     assert dearer != first
+    monkeypatch.setattr("tunesmith.diagnosing.SCHEMA", 0)
+    diagnose_log(log, tmp_path / "runs", CostSection(), read_prices())
+    assert first.stat().st_mtime_ns != before

@@ -130,6 +130,13 @@ def test_what_was_seen_and_not_judged_is_told_beside_the_verdict(
     assert "shared" not in told
 
 
+def test_the_page_names_the_lock_and_the_ledger_it_rests_on(evidence: Evidence, recipe: Recipe, tmp_path: Path) -> None:
+    bound = {"lock": {"digest": "cafe12", "written_at": "2026-01-02T03:04:05Z"}, "ledger": "beef34"}
+    page = written(tmp_path / "report.html", judged(evidence, recipe) | bound, evidence)
+    assert "<code>cafe12</code>, written 2026-01-02T03:04:05Z" in page
+    assert "<code>beef34</code>, look 1" in page
+
+
 def test_what_tuning_and_retrieval_do_together_has_bounds(
     make_evidence: MakeEvidence, recipe: Recipe, tmp_path: Path
 ) -> None:
