@@ -130,6 +130,17 @@ def test_what_was_seen_and_not_judged_is_told_beside_the_verdict(
     assert "shared" not in told
 
 
+@pytest.mark.parametrize(("verdict", "told"), [("INCONCLUSIVE", True), ("BLOCK", False)])
+def test_rows_that_would_settle_it_are_told_where_they_would(
+    verdict: str, told: bool, evidence: Evidence, recipe: Recipe, tmp_path: Path
+) -> None:
+    """A BLOCK says that more rows would not change it."""
+    open_ = [{"term": "format_adapter", "n_needed": 5387}]
+    found = judged(evidence, recipe) | {"verdict": verdict, "next_evidence": open_}
+    assert ("To settle it: " in written(tmp_path / "report.html", found, evidence)) == told
+    assert ("To settle it: " in summary(found)) == told
+
+
 def test_the_page_names_the_lock_and_the_ledger_it_rests_on(evidence: Evidence, recipe: Recipe, tmp_path: Path) -> None:
     bound = {"lock": {"digest": "cafe12", "written_at": "2026-01-02T03:04:05Z"}, "ledger": "beef34"}
     page = written(tmp_path / "report.html", judged(evidence, recipe) | bound, evidence)

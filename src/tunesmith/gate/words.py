@@ -47,7 +47,9 @@ def cautions(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def next_steps(verdict: Mapping[str, Any]) -> list[str]:
-    """What would settle what is open: rows, by term."""
+    """What would settle what is open: rows, by term. None where what is shown already decides."""
+    if verdict["verdict"] != "INCONCLUSIVE":
+        return []
     return [
         f"{one['term']}: about {one['n_needed']:,} rows, if the estimate stays"
         for one in verdict.get("next_evidence", [])
